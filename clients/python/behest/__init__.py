@@ -1,0 +1,1 @@
+"""The behest client. Imports nothing: name what you need, for example behest.client."""

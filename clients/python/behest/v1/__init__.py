@@ -1,0 +1,1 @@
+"""The generated contract behest.v1. Imports nothing: name the module you need."""
