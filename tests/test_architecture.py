@@ -158,11 +158,11 @@ def stray_tasks(root: Path) -> list[str]:
 
 
 def written_values(root: Path) -> list[str]:
-    """Core changes only what the same function built: by a capitalised call or a literal."""
+    """Core changes only what the same function built, by a capitalised call or a literal, or an object of its own."""
     found = []
     for _, relative, tree in modules(root / "behestd/core") if (root / "behestd/core").exists() else ():
         for function in (node for node in ast.walk(tree) if isinstance(node, type_of_function)):
-            built = set(locals_built_in(function))
+            built = {"self", *locals_built_in(function)}
             for node, owner in writes_in(function):
                 if owner not in built:
                     found.append(f"behestd/core/{relative}:{node.lineno}: writes to {ast.unparse(node)}")

@@ -1,0 +1,320 @@
+"""What follows when something happens to a run: signals in, payloads out. Above: the driver. Below: `turn`, `calls`.
+
+`decide` first records what the signal says, then goes on as far as possible without the outside (`advance`), so that
+all of it is one commit. Outcomes of attempts that are no longer open decide nothing. Commands that the state forbids
+raise.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+from behest.v1 import run_event_pb2 as events
+from behest.v1.run_state_pb2 import CancelCause, CancelMode, RunState, WaitReason
+from behestd.core import calls, recovery, turn, verdicts
+from behestd.core.draft import Draft, failure_status
+from behestd.core.limits import BACKOFF_WAIT_SECONDS, RECOVERIES
+from behestd.core.run import Payload, is_idle_claim
+from behestd.core.signals import (
+    Cancel,
+    Claim,
+    Condemn,
+    Decision,
+    Given,
+    Input,
+    ModelBroke,
+    ModelEnded,
+    Release,
+    Resolution,
+    Signal,
+    Start,
+    StatusKnown,
+    ToolBroke,
+    ToolEnded,
+    Wake,
+)
+from behestd.core.state import Phase, Run, state_name
+from behestd.core.times import SECOND, duration_ns, timestamp
+from behestd.errors import RunEnding
+
+_QUEUED = RunState.RUN_STATE_QUEUED
+_RUNNING = RunState.RUN_STATE_RUNNING
+_WAITING = RunState.RUN_STATE_WAITING
+_CANCELLING = RunState.RUN_STATE_CANCELLING
+
+
+def decide(run: Run, given: Given, signal: Signal) -> tuple[list[Payload], Run]:
+    """Decide what to commit, and the run after it (its hash and log size are those before).
+
+    Raises RunEnding, WrongState, NotFound or InvalidRequest for inputs, decisions and resolutions that do not fit.
+    """
+    draft = Draft(run, given)
+    if not run.is_ended:
+        _record(draft, signal)
+        advance(draft)
+    elif isinstance(signal, Input | Decision | Resolution):
+        raise RunEnding(run.id, state_name(run.state))
+    return draft.payloads, draft.run
+
+
+def _record(draft: Draft, signal: Signal) -> None:  # noqa: C901  one case a signal
+    match signal:
+        case Claim():
+            _claim(draft, signal)
+        case Start():
+            _start(draft, signal)
+        case Release():
+            draft.note(events.RunReleased(replica=draft.given.replica))
+        case Cancel():
+            _cancel(draft, signal)
+        case Input():
+            _input(draft, signal)
+        case Wake():
+            _wake(draft)
+        case Condemn():
+            fail(draft, signal.reason, signal.message)
+        case ModelEnded():
+            turn.ended(draft, signal)
+        case ModelBroke():
+            turn.broke(draft, signal)
+        case ToolEnded():
+            calls.ended(draft, signal)
+        case ToolBroke():
+            calls.broke(draft, signal)
+        case StatusKnown():
+            calls.status_known(draft, signal)
+        case Decision():
+            verdicts.decided(draft, signal)
+        case Resolution():
+            verdicts.resolved(draft, signal)
+        case _:
+            assert_never(signal)
+
+
+def advance(draft: Draft) -> None:
+    """Go on as far as possible without the outside."""
+    released = bool(draft.payloads) and isinstance(draft.payloads[-1], events.RunReleased)
+    if released:
+        return
+    if draft.run.state == _WAITING:
+        _resume_if_due(draft)
+    _heed_deadline(draft)
+    if draft.given.is_draining and draft.run.state == _RUNNING:
+        return
+    while draft.run.state == _RUNNING:
+        before = len(draft.payloads)
+        if not draft.run.step.answered:
+            turn.request(draft)
+        elif any(call.phase is not Phase.DONE for call in draft.run.step.calls):
+            calls.progress(draft)
+        else:
+            turn.conclude(draft)
+        if len(draft.payloads) == before:
+            break
+    if draft.run.state == _RUNNING:
+        _wait_if_idle(draft)
+    if draft.run.state == _CANCELLING:
+        _end_if_quiet(draft)
+
+
+# --- ownership and start ---
+
+
+def _claim(draft: Draft, claim: Claim) -> None:
+    """Take the run over; what was in flight is superseded, redone, asked about or left in doubt, by its class."""
+    suspect = claim_count(draft.run) >= RECOVERIES
+    draft.note(events.RunClaimed(replica=draft.given.replica, reason=claim.reason))  # type: ignore[arg-type]
+    is_crash = claim.reason != events.ClaimReason.CLAIM_REASON_RELEASED
+    if suspect:
+        turn.supersede(draft, is_crash=is_crash)
+        fail(
+            draft,
+            "RUN_RECOVERY_LIMIT",
+            f"the daemon vanished {RECOVERIES} times in a row while it worked on this run",
+        )
+        return
+    if draft.run.state in (_RUNNING, _CANCELLING):
+        turn.supersede(draft, is_crash=is_crash)
+        _heed_deadline(draft)
+        recovery.recover(draft)
+
+
+def claim_count(run: Run) -> int:
+    """How many claims in a row, the next one included, follow an owner that vanished without progress."""
+    return run.life.ownership.idle_claims + 1 if is_idle_claim(run) else 0
+
+
+def _start(draft: Draft, start: Start) -> None:
+    if draft.run.state != _QUEUED:
+        return
+    deadline_ns = draft.given.now_ns + duration_ns(draft.run.created.timeout)
+    draft.note(events.RunStarted(session_index=start.session_index, deadline=timestamp(deadline_ns)))
+
+
+# --- commands ---
+
+
+def _cancel(draft: Draft, cancel: Cancel) -> None:
+    if draft.run.state == _CANCELLING:
+        if cancel.mode == CancelMode.CANCEL_MODE_FORCE:
+            _end_cancelled(draft)
+        return
+    draft.note(
+        events.RunCancelRequested(
+            mode=cancel.mode,  # type: ignore[arg-type]
+            cause=cancel.cause or CancelCause.CANCEL_CAUSE_CLIENT,  # type: ignore[arg-type]
+            principal=cancel.principal,
+            reason=cancel.reason,
+        )
+    )
+    _begin_to_end(draft)
+    if cancel.mode == CancelMode.CANCEL_MODE_FORCE:
+        _end_cancelled(draft)
+
+
+def _begin_to_end(draft: Draft) -> None:
+    turn.supersede(draft, is_crash=False)
+    recovery.drop_pure(draft)
+
+
+def _input(draft: Draft, given: Input) -> None:
+    if draft.run.state == _CANCELLING:
+        raise RunEnding(draft.run.id, state_name(draft.run.state))
+    if any(input_id == given.input_id for input_id, _ in draft.run.turns.input_ids):
+        return
+    draft.note(events.InputReceived(input_id=given.input_id, message=given.message, principal=given.principal))
+    wait = draft.run.life.wait
+    if wait is not None and wait.reason == WaitReason.WAIT_REASON_INPUT:
+        resume(draft, expired=False)
+
+
+# --- time ---
+
+
+def _heed_deadline(draft: Draft) -> None:
+    """Begin to end a run whose time is up, before anything new leaves."""
+    if draft.run.state == _RUNNING and draft.given.now_ns >= draft.run.life.deadline_ns:
+        draft.note(events.RunDeadlineExceeded())
+        _begin_to_end(draft)
+
+
+def _wake(draft: Draft) -> None:
+    run, now_ns = draft.run, draft.given.now_ns
+    if run.state == _QUEUED and now_ns >= run.life.create_ns + duration_ns(run.created.queue_timeout):
+        error = failure_status("RUN_QUEUE_EXPIRED", "the run queued too long")
+        draft.note(events.RunTimedOut(error=error))
+    elif run.state == _CANCELLING and run.life.cancel is not None:
+        if now_ns >= run.life.cancel.since_ns + draft.given.cancel_grace_ns:
+            _end_cancelled(draft)
+    else:
+        _expire(draft)
+
+
+def _expire(draft: Draft) -> None:
+    """Deny approvals that nobody gave, fail for outcomes that nobody settled, and end a wait whose time is over."""
+    verdicts.expire_approvals(draft)
+    if draft.run.is_ended:
+        return
+    now_ns = draft.given.now_ns
+    doubts = [call for call in draft.run.step.calls if call.phase is Phase.UNKNOWN and call.due_ns <= now_ns]
+    if doubts:
+        fail(
+            draft,
+            "TOOL_OUTCOME_UNKNOWN",
+            "nobody settled a call whose outcome is unknown",
+            tool=doubts[0].call.name,
+        )
+        return
+    wait = draft.run.life.wait
+    if wait is None or now_ns < wait.until_ns:
+        return
+    if wait.reason == WaitReason.WAIT_REASON_INPUT:
+        fail(draft, "RUN_INPUT_EXPIRED", "nobody gave the input that the run waited for")
+    elif wait.reason == WaitReason.WAIT_REASON_PAUSED:
+        fail(draft, "RUNTIME_PAUSED", "what the run needs stayed paused")
+    else:
+        resume(draft, expired=True)
+
+
+def _resume_if_due(draft: Draft) -> None:
+    """End a wait for people as soon as one of the calls can go on, or none is left to wait for."""
+    wait, open_calls, now_ns = draft.run.life.wait, draft.run.step.calls, draft.given.now_ns
+    if wait is None or wait.reason not in (WaitReason.WAIT_REASON_APPROVAL, WaitReason.WAIT_REASON_OUTCOME_UNKNOWN):
+        return
+    is_stuck = any(call.phase in (Phase.ASKED, Phase.UNKNOWN) for call in open_calls)
+    is_due = any(call.phase is Phase.BACKOFF and call.due_ns <= now_ns for call in open_calls)
+    if is_due or not is_stuck or any(call.phase is Phase.ALLOWED for call in open_calls):
+        resume(draft, expired=False)
+
+
+def resume(draft: Draft, *, expired: bool) -> None:
+    """End a wait; the deadline goes on from where it stood."""
+    wait = draft.run.life.wait
+    if wait is None:
+        return
+    deadline = timestamp(draft.given.now_ns + wait.remaining_ns)
+    draft.note(events.RunResumed(reason=wait.reason, expired=expired, deadline=deadline))  # type: ignore[arg-type]
+
+
+_WAITS = {
+    Phase.ASKED: WaitReason.WAIT_REASON_APPROVAL,
+    Phase.UNKNOWN: WaitReason.WAIT_REASON_OUTCOME_UNKNOWN,
+    Phase.BACKOFF: WaitReason.WAIT_REASON_BACKOFF,
+}
+"""What a run waits for when its calls are in these phases, the first that applies."""
+
+
+def _wait_if_idle(draft: Draft) -> None:
+    """Park the run when everything that is open about it is a wait."""
+    step = draft.run.step
+    if step.open is not None or not step.answered:
+        return
+    soon_ns = draft.given.now_ns + int(BACKOFF_WAIT_SECONDS * SECOND)
+    due_ns: dict[int, int] = {}
+    for call in step.calls:
+        if call.phase in _WAITS and (call.phase is not Phase.BACKOFF or call.due_ns > soon_ns):
+            reason = _WAITS[call.phase]
+            due_ns[reason] = min(call.due_ns, due_ns.get(reason, call.due_ns))
+        elif call.phase is not Phase.DONE:
+            return
+    for reason in _WAITS.values():
+        if reason in due_ns:
+            draft.note(events.RunWaiting(reason=reason, until=timestamp(due_ns[reason])))
+            return
+
+
+# --- ends ---
+
+
+def fail(draft: Draft, reason: str, message: str, **metadata: object) -> None:
+    """End the run by force of an error: RunFailed, or the due end of a run that is being cancelled, with that error."""
+    error = failure_status(reason, message, **metadata)
+    if draft.run.state == _CANCELLING:
+        _end_cancelled(draft, error)
+    elif draft.run.state == _QUEUED:
+        draft.note(events.RunTimedOut(error=error))
+    else:
+        turn.supersede(draft, is_crash=False)
+        calls.abandon(draft)
+        draft.note(events.RunFailed(error=error))
+
+
+def _end_if_quiet(draft: Draft) -> None:
+    if draft.run.step.open is None and not recovery.awaited(draft.run):
+        _end_cancelled(draft)
+
+
+def _end_cancelled(draft: Draft, error: object = None) -> None:
+    receipts = recovery.give_up(draft)
+    cancel = draft.run.life.cancel
+    if cancel is not None and cancel.cause == 0:
+        seconds = duration_ns(draft.run.created.timeout) / SECOND
+        due = failure_status(
+            "RUN_DEADLINE_EXCEEDED",
+            f"the run took longer than its {seconds:g} s",
+            timeoutSeconds=f"{seconds:g}",
+        )
+        draft.note(events.RunTimedOut(error=error or due, receipts=receipts))  # type: ignore[arg-type]
+    else:
+        cause = cancel.cause if cancel is not None else 0
+        draft.note(events.RunCancelled(cause=cause, receipts=receipts, error=error))  # type: ignore[arg-type]

@@ -1,0 +1,112 @@
+"""The limits of one run: their defaults, what a request lowers them to, and whether the next model call fits them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from behest.v1.definition_pb2 import Budgets, DoomLoop, DoomLoopAction, Limits
+from behest.v1.usage_pb2 import Usage
+from behestd.core.state import Run
+from behestd.core.times import duration
+
+MALFORMED_TURNS = 2
+"""Malformed turns in a row that are forgiven."""
+
+CANCEL_GRACE_SECONDS = 10.0
+WAIT_SECONDS = 24 * 3600.0
+"""How long a wait lasts at most."""
+BACKOFF_WAIT_SECONDS = 30.0
+"""A longer backoff parks the run."""
+RECOVERIES = 3
+"""The claim in a row, after owners that vanished without progress, that ends a run."""
+
+DEFAULTS = Limits(
+    max_steps=10,
+    timeout=duration(3600),
+    max_parallel_tool_calls=4,
+    max_length_recoveries=3,
+    tool_output_lines=2000,
+    tool_output_bytes=51_200,
+    doom_loop=DoomLoop(action=DoomLoopAction.DOOM_LOOP_ACTION_STOP, repeats=3, warnings=0),
+    max_events=20_000,
+    max_log_bytes=64 * 1024 * 1024,
+)
+
+
+def in_force(limits: Limits, configured: Limits | None = None) -> Limits:
+    """An agent's limits over the operator's over the defaults."""
+    merged = Limits()
+    merged.CopyFrom(DEFAULTS)
+    for layer in (configured or Limits(), limits):
+        merged.MergeFrom(layer)
+        if layer.HasField("timeout"):
+            # Merging would mix the seconds of one with the nanoseconds of the other.
+            merged.timeout.CopyFrom(layer.timeout)
+    return merged
+
+
+@dataclass(frozen=True, slots=True)
+class Excess:
+    """A limit that does not hold: the reason, its name, its value and what would be reached."""
+
+    reason: str
+    name: str
+    limit: int
+    reached: int
+
+
+def _lower(limit: int | None, budget: int | None) -> int | None:
+    given = [value for value in (limit, budget) if value is not None]
+    return min(given) if given else None
+
+
+def _optional(message: Limits | Budgets, name: str) -> int | None:
+    return getattr(message, name) if message.HasField(name) else None  # type: ignore[arg-type]
+
+
+def bound(run: Run, name: str) -> int | None:
+    """A limit that budgets can lower, None when there is none."""
+    return _lower(_optional(run.definition.limits, name), _optional(run.created.budgets, name))
+
+
+def excess_of_step(run: Run, reserve: Usage) -> Excess | None:
+    """The first limit that the next model call would pass, its input estimated."""
+    steps = bound(run, "max_steps")
+    if steps is not None and run.step.number >= steps:
+        return Excess("RUN_STEP_LIMIT", "max_steps", steps, run.step.number + 1)
+    return excess_of_attempt(run, reserve)
+
+
+def excess_of_attempt(run: Run, reserve: Usage) -> Excess | None:
+    """The first budget that one more attempt would pass; `reserve` is its estimated input with its cost."""
+    tokens = bound(run, "max_total_tokens")
+    if tokens is not None:
+        used = run.spend.input_tokens + run.spend.output_tokens + reserve.input_tokens
+        if used > tokens:
+            return Excess("RUN_BUDGET", "max_total_tokens", tokens, used)
+    money = bound(run, "max_cost_micro_usd")
+    if money is not None:
+        cost = run.spend.cost_micro_usd + reserve.cost_micro_usd
+        if run.spend.unpriced_attempts or not reserve.HasField("cost_micro_usd"):
+            return Excess("PROVIDER_PRICE_UNKNOWN", "max_cost_micro_usd", money, cost)
+        if cost > money:
+            return Excess("RUN_BUDGET", "max_cost_micro_usd", money, cost)
+    return excess_of_history(run)
+
+
+def excess_of_calls(run: Run, calls: int) -> Excess | None:
+    """Whether so many more tool calls pass the limit."""
+    limit = bound(run, "max_tool_calls")
+    if limit is not None and run.spend.tool_calls + calls > limit:
+        return Excess("RUN_BUDGET", "max_tool_calls", limit, run.spend.tool_calls + calls)
+    return None
+
+
+def excess_of_history(run: Run) -> Excess | None:
+    """Whether the log has reached its limit of events or bytes."""
+    limits = run.definition.limits
+    if run.head.sequence >= limits.max_events:
+        return Excess("RUN_HISTORY_LIMIT", "max_events", limits.max_events, run.head.sequence)
+    if run.head.log_bytes >= limits.max_log_bytes:
+        return Excess("RUN_HISTORY_LIMIT", "max_log_bytes", limits.max_log_bytes, run.head.log_bytes)
+    return None

@@ -1,0 +1,217 @@
+"""What can happen to a run: the inputs of `decide`. Made by the shell, of outcomes of effects, commands and time.
+
+Also the effects that a run wants: what should be going on while it is in its state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from behest.v1.chat_service_pb2 import ChatEnd
+from behest.v1.message_pb2 import Message, ToolResult
+from behest.v1.tool_pb2 import Tool
+from behest.v1.usage_pb2 import Usage
+from behestd.core.route import Health, RoutePolicy
+
+Validate = Callable[[Tool, str], str]
+"""Checks arguments against a tool's schema; gives "" or what is wrong with them, for the model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a decision may use beside the run: time, chance, and facts of the shell. All journaled where they matter."""
+
+    now_ns: int
+    random: float
+    """In [0, 1), new for each decision."""
+    replica: str
+    validate: Validate
+    history: tuple[Message, ...] = ()
+    """The session's messages before this run, oldest first."""
+    health: Health = field(default_factory=Health)
+    retries: RoutePolicy = field(default_factory=lambda: RoutePolicy(()))
+    """Attempts and delays; the endpoints are those of the definition."""
+    model_timeout_ns: int = 600_000_000_000
+    cancel_grace_ns: int = 10_000_000_000
+    is_draining: bool = False
+    """Whether nothing new is to begin: what came is recorded, and what follows is left to the next owner."""
+    acknowledged: frozenset[str] = frozenset()
+    """Calls whose servers acknowledged that they are cancelled."""
+
+
+# --- outcomes of effects ---
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEnded:
+    """A model call ended with its explicit end."""
+
+    step: int
+    attempt: int
+    end: ChatEnd
+
+
+@dataclass(frozen=True, slots=True)
+class ModelBroke:
+    """A model call failed."""
+
+    step: int
+    attempt: int
+    failure_class: int
+    reason: str
+    message: str
+    retry_after_ns: int = 0
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolEnded:
+    """A tool answered."""
+
+    call_id: str
+    attempt: int
+    result: ToolResult
+    elapsed_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ToolBroke:
+    """An attempt of a tool call failed; `executed` says what is known of its effect."""
+
+    call_id: str
+    attempt: int
+    failure_class: int
+    executed: int
+    reason: str
+    message: str
+    retry_after_ns: int = 0
+    elapsed_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StatusKnown:
+    """A server that was asked about a key answered. `result` None: it never saw it, and has buried it."""
+
+    call_id: str
+    attempt: int
+    result: ToolResult | None
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Time has come."""
+
+
+# --- commands ---
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """This replica takes the run. `reason` is a ClaimReason."""
+
+    reason: int
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """The run has its session and its place in the daemon."""
+
+    session_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """This replica lets go of the run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Somebody wants the run to end. `mode` is a CancelMode, `cause` a CancelCause."""
+
+    mode: int
+    cause: int
+    principal: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Somebody says something to the run."""
+
+    input_id: str
+    message: Message
+    principal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Somebody decides about a call that waits for an approval. `decision` is an ApprovalDecision."""
+
+    call_id: str
+    decision: int
+    by: str
+    reason: str = ""
+    arguments_json: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Somebody settles a call whose outcome is unknown. `result` None: it is to be sent again."""
+
+    call_id: str
+    by: str
+    executed: int
+    result: ToolResult | None
+
+
+@dataclass(frozen=True, slots=True)
+class Condemn:
+    """The run cannot go on, for a reason that is none of its own."""
+
+    reason: str
+    message: str
+
+
+Outcome = ModelEnded | ModelBroke | ToolEnded | ToolBroke | StatusKnown | Wake
+Command = Claim | Start | Condemn | Release | Cancel | Input | Decision | Resolution
+Signal = Outcome | Command
+
+# --- effects ---
+
+
+@dataclass(frozen=True, slots=True)
+class CallModel:
+    """A model call in flight."""
+
+    step: int
+    attempt: int
+    endpoint: str = field(compare=False)
+    deadline_ns: int = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class CallTool:
+    """A tool call in flight."""
+
+    call_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class CancelTool:
+    """A tool call in flight whose server is to be told that it is cancelled."""
+
+    call_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class AskStatus:
+    """A server to be asked what became of a call."""
+
+    call_id: str
+    attempt: int
+
+
+Effect = CallModel | CallTool | CancelTool | AskStatus

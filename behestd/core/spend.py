@@ -1,0 +1,89 @@
+"""What runs consume: adding usage up, pricing it, estimating it before it is known.
+
+Tokens are estimated as UTF-8 bytes / 4, rounded up, until they are calibrated. A price that is not configured is
+unknown, never 0.
+"""
+
+from __future__ import annotations
+
+from behest.v1.chat_service_pb2 import Chat
+from behest.v1.message_pb2 import Message
+from behest.v1.model_pb2 import Price
+from behest.v1.usage_pb2 import Usage
+from behestd.core.state import Spend, replace
+
+BYTES_PER_TOKEN = 4
+
+
+def settle(spend: Spend, usage: Usage) -> Spend:
+    """Add the usage of one attempt (or of a child run, with its own number of attempts)."""
+    attempts = usage.attempts
+    if not attempts:
+        return spend
+    has_cost = usage.HasField("cost_micro_usd")
+    return replace(
+        spend,
+        input_tokens=spend.input_tokens + usage.input_tokens,
+        output_tokens=spend.output_tokens + usage.output_tokens,
+        cached_input_tokens=spend.cached_input_tokens + usage.cached_input_tokens,
+        cache_write_tokens=spend.cache_write_tokens + usage.cache_write_tokens,
+        reasoning_tokens=spend.reasoning_tokens + usage.reasoning_tokens,
+        cost_micro_usd=spend.cost_micro_usd + usage.cost_micro_usd,
+        unpriced_attempts=spend.unpriced_attempts + (0 if has_cost else attempts),
+        attempts=spend.attempts + attempts,
+    )
+
+
+def total(spend: Spend) -> Usage:
+    """The sum as the contract has it: the cost is set only when every attempt's is known."""
+    usage = Usage(
+        input_tokens=spend.input_tokens,
+        output_tokens=spend.output_tokens,
+        cached_input_tokens=spend.cached_input_tokens,
+        cache_write_tokens=spend.cache_write_tokens,
+        reasoning_tokens=spend.reasoning_tokens,
+        attempts=spend.attempts,
+    )
+    if spend.attempts and not spend.unpriced_attempts:
+        usage.cost_micro_usd = spend.cost_micro_usd
+    return usage
+
+
+def priced(usage: Usage, price: Price | None) -> Usage:
+    """One attempt's usage with its cost, rounded half up to a micro-dollar; without one when a price is missing."""
+    fresh = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
+    counted = Usage(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_input_tokens=usage.cached_input_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+        reasoning_tokens=usage.reasoning_tokens,
+        attempts=1,
+    )
+    if price is None or not price.HasField("input_micro_usd") or not price.HasField("output_micro_usd"):
+        return counted
+    cached = price.cached_input_micro_usd if price.HasField("cached_input_micro_usd") else price.input_micro_usd
+    written = price.cache_write_micro_usd if price.HasField("cache_write_micro_usd") else price.input_micro_usd
+    millionths = (
+        max(fresh, 0) * price.input_micro_usd
+        + usage.cached_input_tokens * cached
+        + usage.cache_write_tokens * written
+        + usage.output_tokens * price.output_micro_usd
+    )
+    counted.cost_micro_usd = (millionths + 500_000) // 1_000_000
+    return counted
+
+
+def estimate(message: Message) -> int:
+    """Tokens of a message, estimated."""
+    return -(-message.ByteSize() // BYTES_PER_TOKEN)
+
+
+def estimate_text(text: str) -> int:
+    """Tokens of a text, estimated."""
+    return -(-len(text.encode()) // BYTES_PER_TOKEN)
+
+
+def estimate_chat(chat: Chat) -> int:
+    """Tokens that a call sends, estimated."""
+    return -(-(chat.ByteSize()) // BYTES_PER_TOKEN)

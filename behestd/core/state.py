@@ -1,0 +1,241 @@
+"""The values that a run's state is made of. Above: `run` (the fold). Below: the messages of the contract.
+
+All are frozen; a change makes a new value. Times are unix nanoseconds, 0 meaning none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, TypeVar
+
+from google.rpc.status_pb2 import Status
+
+from behest.v1.definition_pb2 import RunDefinition
+from behest.v1.message_pb2 import Message, ToolCall, ToolResult
+from behest.v1.run_event_pb2 import RunCreated
+from behest.v1.run_state_pb2 import RunOutput, RunState
+from behest.v1.tool_event_pb2 import ToolStarted
+from behest.v1.tool_pb2 import Tool
+
+TERMINAL = frozenset(
+    {
+        RunState.RUN_STATE_COMPLETED,
+        RunState.RUN_STATE_FAILED,
+        RunState.RUN_STATE_CANCELLED,
+        RunState.RUN_STATE_TIMED_OUT,
+    }
+)
+
+_Value = TypeVar("_Value")
+
+
+def state_name(state: int) -> str:
+    """The state's name without its prefix, such as RUNNING."""
+    return RunState.Name(state).removeprefix("RUN_STATE_")  # type: ignore[arg-type]  # a number from the wire
+
+
+class Phase(IntEnum):
+    """Where a tool call is."""
+
+    NEW = 0
+    """Asked for by the model; not yet allowed, refused or asked about."""
+    ASKED = 1
+    """Waits for an approval."""
+    ALLOWED = 2
+    """May be sent."""
+    STARTED = 3
+    """An attempt is in flight."""
+    BACKOFF = 4
+    """An attempt failed; the next is due at `due_ns`."""
+    ASKING = 5
+    """The server is being asked what became of the attempt."""
+    UNKNOWN = 6
+    """Nobody can say what became of it; somebody's word is awaited until `due_ns`."""
+    DONE = 7
+    """It has its result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One tool call of the open step."""
+
+    call: ToolCall
+    tool: Tool | None
+    phase: Phase = Phase.NEW
+    attempt: int = 0
+    started: ToolStarted | None = None
+    first_start_ns: int = 0
+    due_ns: int = 0
+    allowed_by: str = ""
+    result: ToolResult | None = None
+    in_doubt: bool = False
+    """Whether it ended without anybody knowing whether it took effect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """The open attempt of a model call."""
+
+    number: int
+    endpoint: str
+    deadline_ns: int
+    reserved_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A failed attempt of a model call, as the route sees it."""
+
+    endpoint: str
+    failure_class: int
+    reason: str
+    message: str
+    due_ns: int = 0
+    """When the next attempt is due; 0 at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The open step: one model turn and its tool calls. Number 0 is before the first."""
+
+    number: int = 0
+    attempts: int = 0
+    open: Attempt | None = None
+    failures: tuple[Failure, ...] = ()
+    answered: bool = False
+    finish_reason: int = 0
+    calls: tuple[Call, ...] = ()
+    inputs: tuple[Message, ...] = ()
+    """What was said since the last model call left."""
+    is_malformed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """What a waiting run waits for, and how much of its time was left."""
+
+    reason: int
+    until_ns: int
+    remaining_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Why and since when a run is about to end. `cause` 0 is the deadline."""
+
+    cause: int
+    mode: int
+    since_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """The run's place in time."""
+
+    create_ns: int = 0
+    start_ns: int = 0
+    end_ns: int = 0
+    deadline_ns: int = 0
+    session_index: int = 0
+    wait: Wait | None = None
+    cancel: Cancel | None = None
+    output: RunOutput | None = None
+    error: Status | None = None
+    ownership: Ownership = field(default_factory=lambda: Ownership())
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """What the claims of a run tell about it."""
+
+    claims: int = 0
+    is_released: bool = True
+    """Whether the last owner let go by itself."""
+    has_progressed: bool = True
+    """Whether the last owner brought the run forward."""
+    idle_claims: int = 0
+    """Claims in a row whose owner vanished without bringing the run forward."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spend:
+    """What a run consumed so far, all attempts together."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    reasoning_tokens: int = 0
+    cost_micro_usd: int = 0
+    unpriced_attempts: int = 0
+    """Attempts whose cost is not known."""
+    attempts: int = 0
+    tool_calls: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """What is counted over the turns of a run."""
+
+    malformed: int = 0
+    """Malformed turns in a row."""
+    length_recoveries: int = 0
+    fingerprints: tuple[bytes, ...] = ()
+    """The latest tool calls that count for doom loops, oldest first."""
+    doom_loops: int = 0
+    """Detections so far."""
+    doubtful: frozenset[bytes] = frozenset()
+    """Fingerprints of calls that were reported to the model as of unknown outcome."""
+    input_ids: tuple[tuple[str, int], ...] = ()
+    """Ids of the inputs received, each with its sequence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of the log: the last event's sequence, epoch and hash, and the log's size."""
+
+    sequence: int = 0
+    epoch: int = 0
+    hash: bytes = b""
+    log_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The state of a run: the fold of its log."""
+
+    id: str
+    created: RunCreated
+    definition: RunDefinition
+    state: int = RunState.RUN_STATE_QUEUED
+    head: Head = Head()
+    life: Life = Life()
+    step: Step = Step()
+    transcript: tuple[Message, ...] = ()
+    spend: Spend = Spend()
+    turns: Turns = Turns()
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether the run is in a terminal state."""
+        return self.state in TERMINAL
+
+    def call(self, call_id: str) -> Call | None:
+        """The call of the open step with that id."""
+        return next((call for call in self.step.calls if call.call.id == call_id), None)
+
+
+_SLOTS: dict[type, tuple[tuple[str, Any, Any], ...]] = {
+    kind: tuple((name, slot.__get__, slot.__set__) for name in kind.__slots__ for slot in (getattr(kind, name),))
+    for kind in (Call, Attempt, Failure, Step, Wait, Cancel, Life, Ownership, Spend, Turns, Head, Run)
+}
+
+
+def replace(value: _Value, **changes: object) -> _Value:
+    """Make a value of this module that differs in some fields: `dataclasses.replace`, at half its cost."""
+    kind = type(value)
+    new = object.__new__(kind)
+    for name, get, put in _SLOTS[kind]:
+        put(new, changes[name] if name in changes else get(value))
+    return new

@@ -1,0 +1,296 @@
+"""Decisions about the model's turn: asking, answers, failures, and what a whole turn leads to. Above: `decide`."""
+
+from __future__ import annotations
+
+from hashlib import sha256
+
+from behest.v1 import model_event_pb2 as models
+from behest.v1 import run_event_pb2 as events
+from behest.v1.chat_pb2 import ResponseFormatKind
+from behest.v1.context_event_pb2 import ContextBuilt
+from behest.v1.definition_pb2 import DoomLoopAction
+from behest.v1.message_pb2 import Message, Part, Role, ToolCall
+from behest.v1.model_event_pb2 import FailureClass, SupersedeReason
+from behest.v1.model_pb2 import Price
+from behest.v1.run_state_pb2 import RunOutput, WaitReason
+from behest.v1.usage_pb2 import Usage, UsageSource
+from behestd.core import route
+from behestd.core.doom_loop import find_cycle
+from behestd.core.draft import Draft, failure_status
+from behestd.core.limits import (
+    BACKOFF_WAIT_SECONDS,
+    MALFORMED_TURNS,
+    WAIT_SECONDS,
+    Excess,
+    excess_of_attempt,
+    excess_of_step,
+)
+from behestd.core.signals import Given, ModelBroke, ModelEnded
+from behestd.core.spend import estimate, priced
+from behestd.core.state import Failure, Run
+from behestd.core.step import message_id
+from behestd.core.times import SECOND, timestamp
+from behestd.core.window import compose, is_cut
+
+
+def request(draft: Draft) -> None:
+    """Ask the model: begin a step when the last one is over, and make an attempt if one is due."""
+    run = draft.run
+    if run.step.open is not None:
+        return
+    begins = run.step.number == 0 or run.step.answered
+    chosen = _next(draft, () if begins else run.step.failures)
+    if isinstance(chosen, route.WaitUntil):
+        _back_off(draft, chosen.due_ns)
+        return
+    if isinstance(chosen, route.GiveUp):
+        _give_up(draft, chosen.failure)
+        return
+    window = compose(run, draft.given.history, chosen.endpoint)
+    reserve = priced(Usage(input_tokens=window.input_tokens), price_of(run, chosen.endpoint))
+    check = excess_of_step if begins else excess_of_attempt
+    excess = check(run, reserve)
+    if excess is not None:
+        _exceed(draft, excess, chosen.endpoint)
+        return
+    if begins:
+        draft.note(
+            ContextBuilt(
+                step=run.step.number + 1,
+                messages=len(window.chat.messages),
+                tokens_by_source=window.tokens_by_source,
+                trimmed_messages=window.trimmed_messages,
+            )
+        )
+    run = draft.run
+    draft.note(
+        models.ModelRequested(
+            step=run.step.number,
+            attempt=run.step.attempts + 1,
+            request_hash=sha256(window.chat.SerializeToString(deterministic=True)).digest(),
+            endpoint=chosen.endpoint,
+            input_upto_sequence=run.head.sequence,
+            reserve=reserve,
+            deadline=timestamp(min(draft.given.now_ns + draft.given.model_timeout_ns, run.life.deadline_ns)),
+        )
+    )
+
+
+def _policy(run: Run, given: Given) -> route.RoutePolicy:
+    base = given.retries
+    return route.RoutePolicy(
+        tuple(run.definition.models),
+        base.attempts_per_endpoint,
+        base.attempts_per_step,
+        base.base_seconds,
+        base.cap_seconds,
+    )
+
+
+def _next(draft: Draft, failures: tuple[Failure, ...]) -> route.Next:
+    run, given = draft.run, draft.given
+    quota = [failure for failure in failures if failure.failure_class == FailureClass.FAILURE_CLASS_QUOTA]
+    if len(quota) == 1 and quota[0] is failures[-1] and quota[0].due_ns <= given.now_ns:
+        return route.Try(quota[0].endpoint)
+    return route.next_attempt(_policy(run, given), failures, given.health, given.now_ns)
+
+
+def _back_off(draft: Draft, due_ns: int) -> None:
+    """Let time pass: short waits are a timer of a running run, long ones and open breakers park it."""
+    soon = due_ns - draft.given.now_ns <= BACKOFF_WAIT_SECONDS * SECOND
+    failures = draft.run.step.failures
+    if soon and failures and failures[-1].due_ns == due_ns:
+        return
+    draft.note(events.RunWaiting(reason=WaitReason.WAIT_REASON_BACKOFF, until=timestamp(due_ns)))
+
+
+def _give_up(draft: Draft, failure: Failure) -> None:
+    run, now_ns = draft.run, draft.given.now_ns
+    quota = [old for old in run.step.failures if old.failure_class == FailureClass.FAILURE_CLASS_QUOTA]
+    if failure.failure_class == FailureClass.FAILURE_CLASS_QUOTA and len(quota) == 1 and failure.due_ns > now_ns:
+        draft.note(events.RunWaiting(reason=WaitReason.WAIT_REASON_QUOTA, until=timestamp(failure.due_ns)))
+        return
+    draft.note(events.RunFailed(error=failure_status(failure.reason, failure.message, model=failure.endpoint)))
+
+
+def _exceed(draft: Draft, excess: Excess, endpoint: str) -> None:
+    facts: dict[str, object] = {"budget": excess.name, "limit": excess.limit, "used": excess.reached}
+    message = f"{excess.name} of {excess.limit} would be passed: {excess.reached}"
+    if excess.reason == "PROVIDER_PRICE_UNKNOWN":
+        message, facts["model"] = f"{excess.name} is set and the price of {endpoint} is not known", endpoint
+    draft.note(events.RunFailed(error=failure_status(excess.reason, message, **facts)))
+
+
+def broke(draft: Draft, signal: ModelBroke) -> None:
+    """Record that the open attempt failed, with the time at which the next one is due."""
+    run, given = draft.run, draft.given
+    attempt = run.step.open
+    if attempt is None or (run.step.number, attempt.number) != (signal.step, signal.attempt):
+        return
+    tries = 1 + sum(1 for failure in run.step.failures if failure.endpoint == attempt.endpoint)
+    policy = _policy(run, given)
+    due_ns = route.retry_due_ns(
+        policy, signal.failure_class, tries, signal.retry_after_ns, (given.now_ns, given.random)
+    )
+    if tries >= policy.attempts_per_endpoint or len(run.step.failures) + 1 >= policy.attempts_per_step:
+        due_ns = 0
+    if signal.failure_class == FailureClass.FAILURE_CLASS_QUOTA:
+        due_ns = given.now_ns + (signal.retry_after_ns or int(WAIT_SECONDS * SECOND))
+    usage, source = signal.usage, UsageSource.USAGE_SOURCE_REPORTED
+    if usage is None:
+        sent = signal.failure_class != FailureClass.FAILURE_CLASS_NOT_SENT
+        usage = Usage(input_tokens=attempt.reserved_tokens if sent else 0)
+        source = UsageSource.USAGE_SOURCE_ESTIMATED
+    draft.note(
+        models.ModelFailed(
+            step=signal.step,
+            attempt=signal.attempt,
+            failure_class=signal.failure_class,  # type: ignore[arg-type]
+            reason=signal.reason,
+            message=signal.message,
+            retry_time=timestamp(due_ns) if due_ns else None,
+            usage=priced(usage, price_of(run, attempt.endpoint)),
+            usage_source=source,
+            endpoint=attempt.endpoint,
+        )
+    )
+    if draft.run.turns.malformed > MALFORMED_TURNS:
+        _malformed(draft)
+
+
+def _malformed(draft: Draft) -> None:
+    text = f"the model's output made no sense {draft.run.turns.malformed} times in a row"
+    draft.note(events.RunFailed(error=failure_status("PROVIDER_MALFORMED_OUTPUT", text)))
+
+
+def ended(draft: Draft, signal: ModelEnded) -> None:
+    """Record the answer: calls get ids of ours, usage its price, empty arguments become an empty object."""
+    run = draft.run
+    attempt = run.step.open
+    if attempt is None or (run.step.number, attempt.number) != (signal.step, signal.attempt):
+        return
+    end = signal.end
+    usage = end.usage
+    source = end.usage_source
+    if not usage.input_tokens and not usage.output_tokens:
+        usage = Usage(input_tokens=attempt.reserved_tokens, output_tokens=estimate(end.message))
+        source = UsageSource.USAGE_SOURCE_ESTIMATED
+    usage = priced(usage, price_of(run, attempt.endpoint))
+    message = Message(
+        id=message_id(run, len(run.transcript)),
+        role=Role.ROLE_ASSISTANT,
+        parts=[_renamed(run, attempt.number, index, part) for index, part in enumerate(end.message.parts)],
+        usage=usage,
+    )
+    draft.note(
+        models.ModelCompleted(
+            step=signal.step,
+            attempt=signal.attempt,
+            message=message,
+            finish_reason=end.finish_reason,
+            usage=usage,
+            usage_source=source,
+            endpoint=attempt.endpoint,
+            provider_request_id=end.provider_request_id,
+        )
+    )
+    _detect_doom_loop(draft)
+
+
+def _renamed(run: Run, attempt: int, index: int, part: Part) -> Part:
+    if part.WhichOneof("kind") != "tool_call":
+        return part
+    asked = part.tool_call
+    seed = f"{run.created.namespace}\0{run.id}\0{run.step.number}\0{attempt}\0{index}"
+    call = ToolCall(
+        id="call_" + sha256(seed.encode()).hexdigest()[:32],
+        name=asked.name,
+        arguments_json=asked.arguments_json.strip() or "{}",
+        provider_call_id=asked.id,
+    )
+    return Part(tool_call=call)
+
+
+def _detect_doom_loop(draft: Draft) -> None:
+    run = draft.run
+    policy = run.definition.limits.doom_loop
+    if policy.action == DoomLoopAction.DOOM_LOOP_ACTION_OFF or not run.step.calls:
+        return
+    length = find_cycle(run.turns.fingerprints, policy.repeats)
+    if not length:
+        return
+    warns = policy.action == DoomLoopAction.DOOM_LOOP_ACTION_WARN or run.turns.doom_loops < policy.warnings
+    cycle = _names_counted(run)[-length:]
+    draft.note(events.DoomLoopDetected(cycle=cycle, repeats=policy.repeats, stopped=not warns))
+    if not warns:
+        text = f"the model made the same calls ({', '.join(cycle)}) {policy.repeats} times"
+        error = failure_status("RUN_DOOM_LOOP", text, cycle=",".join(cycle), repeats=policy.repeats)
+        draft.note(events.RunFailed(error=error))
+
+
+def _names_counted(run: Run) -> list[str]:
+    """The names of the calls so far that count for doom loops, as the fold counts them."""
+    exempt = {tool.name for tool in run.definition.tools if tool.policy.doom_loop_exempt}
+    names: list[str] = []
+    for message in run.transcript:
+        asked = [part.tool_call for part in message.parts if part.WhichOneof("kind") == "tool_call"]
+        counted = {(call.name, call.arguments_json): call.name for call in asked if call.name not in exempt}
+        names.extend(counted.values())
+    return names
+
+
+def price_of(run: Run, endpoint: str) -> Price | None:
+    """The price of a model as it was when the run was created."""
+    for model, price in zip(run.definition.models, run.definition.prices, strict=False):
+        if model == endpoint:
+            return price
+    return None
+
+
+def supersede(draft: Draft, *, is_crash: bool) -> None:
+    """Void the open attempt, if there is one: it is lost, or no longer wanted."""
+    run = draft.run
+    attempt = run.step.open
+    if attempt is None:
+        return
+    reason = SupersedeReason.SUPERSEDE_REASON_RELEASE
+    if is_crash:
+        reason = SupersedeReason.SUPERSEDE_REASON_CRASH
+    elif run.life.cancel is not None:
+        reason = SupersedeReason.SUPERSEDE_REASON_CANCEL
+    usage = priced(Usage(input_tokens=attempt.reserved_tokens), price_of(run, attempt.endpoint))
+    draft.note(models.ModelSuperseded(step=run.step.number, attempt=attempt.number, reason=reason, usage=usage))
+
+
+def conclude(draft: Draft) -> None:
+    """After an answer whose calls are all done: the next step, a continuation, or the end."""
+    run = draft.run
+    step = run.step
+    if run.turns.malformed > MALFORMED_TURNS and step.is_malformed:
+        _malformed(draft)
+        return
+    if step.calls or step.inputs or _may_continue(run):
+        request(draft)
+        return
+    draft.note(events.RunCompleted(output=output(run)))
+
+
+def _may_continue(run: Run) -> bool:
+    return is_cut(run) and run.turns.length_recoveries < run.definition.limits.max_length_recoveries
+
+
+def output(run: Run) -> RunOutput:
+    """What came of the run: the last answer, with the pieces that length cut before it."""
+    pieces = run.transcript[-1 - run.turns.length_recoveries :]
+    text = "".join(part.text.text for message in pieces for part in message.parts if part.HasField("text"))
+    kind = run.definition.response_format.kind
+    json_kinds = (
+        ResponseFormatKind.RESPONSE_FORMAT_KIND_JSON_OBJECT,
+        ResponseFormatKind.RESPONSE_FORMAT_KIND_JSON_SCHEMA,
+    )
+    return RunOutput(
+        text=text,
+        json=text if kind in json_kinds else "",
+        message=run.transcript[-1],
+        finish_reason=run.step.finish_reason,  # type: ignore[arg-type]
+    )

@@ -1,0 +1,201 @@
+"""Write a log into the golden corpus: `python -m tests.core.write_golden [NAME ...]`. What is there is never rewritten.
+
+A golden log is a history that some version of the core wrote. Every later version must fold it to the same state; a
+change that cannot is a breaking change. Beside each log stand its definition and the JSON of its state.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message as AnyMessage
+
+from behest.v1.approval_event_pb2 import ApprovalDecision
+from behest.v1.chat_pb2 import FinishReason
+from behest.v1.context_event_pb2 import CompactionCircuitOpened, ContextCompacted
+from behest.v1.definition_pb2 import DoomLoop, DoomLoopAction, Limits, PermissionRule
+from behest.v1.message_pb2 import Role
+from behest.v1.model_event_pb2 import ModelBound
+from behest.v1.model_pb2 import Price
+from behest.v1.run_event_pb2 import ChildRunEnded, ChildRunStarted, RunResumed, RunWaiting
+from behest.v1.run_state_pb2 import WaitReason
+from behest.v1.tool_pb2 import ToolUnknownPolicy
+from behest.v1.usage_pb2 import Usage
+from behestd.core.run import apply
+from behestd.core.times import SECOND, timestamp
+from behestd.log import frames
+from tests.core.stage import (
+    ASK,
+    DENY,
+    IDEMPOTENT,
+    MALFORMED,
+    NO,
+    NON_IDEMPOTENT,
+    PURE,
+    QUERYABLE,
+    THROTTLED,
+    YES,
+    Stage,
+    definition,
+    said,
+    tool,
+)
+
+PLACE = Path(__file__).parent / "golden"
+
+
+def text() -> Stage:
+    """An answer cut by length, continued, with history, prices and a fork behind it."""
+    forked = {"run_id": "run_0", "sequence": 3, "messages": [said("old"), said("reply", Role.ROLE_ASSISTANT)]}
+    price = Price(input_micro_usd=3_000_000, output_micro_usd=15_000_000, cached_input_micro_usd=300_000)
+    stage = Stage(definition(prices=[price]), forked_from=forked, labels={"team": "a"}, principal="ann")
+    stage.model("one ", finish=FinishReason.FINISH_REASON_LENGTH)
+    stage.model("two", usage=Usage(input_tokens=100, output_tokens=20, cached_input_tokens=40, reasoning_tokens=7))
+    return stage
+
+
+def tools() -> Stage:
+    """Calls of every class, with every outcome."""
+    report = ToolUnknownPolicy.TOOL_UNKNOWN_POLICY_REPORT_TO_MODEL
+    pinned = definition(
+        tool("pure"),
+        tool("idem", IDEMPOTENT),
+        tool("query", QUERYABLE),
+        tool("act", NON_IDEMPOTENT),
+        tool("report", NON_IDEMPOTENT, on_unknown=report),
+        operator_permissions=[PermissionRule(tool="idem", arguments={"n": "1"}, action=DENY, reason="not one")],
+        agent_permissions=[PermissionRule(tool="act", action=ASK)],
+        limits=Limits(max_parallel_tool_calls=8),
+    )
+    stage = Stage(pinned)
+    stage.say("quickly", "in_1")
+    stage.model(
+        "let me see",
+        ("pure", "{}"),
+        ("idem", '{"n":1}'),
+        ("query", "{}"),
+        ("act", "{}"),
+        ("report", "{}"),
+        ("nonsense", ""),
+        ("act", '{"n":2}'),
+    )
+    stage.tool_breaks(0, executed=NO)
+    stage.tool_breaks(2)
+    stage.tool_breaks(4)
+    stage.status(2, found=False)
+    stage.wait(1)
+    stage.tool(0)
+    stage.tool(2, is_error=True)
+    stage.decision(ApprovalDecision.APPROVAL_DECISION_APPROVED, 3, arguments_json='{"sure":true}')
+    stage.decision(ApprovalDecision.APPROVAL_DECISION_DENIED, 6, reason="once is enough")
+    stage.tool_breaks(3)
+    stage.resolution(YES, None, 3)
+    stage.model("done")
+    return stage
+
+
+def cancelled() -> Stage:
+    """A graceful cancel with a call in doubt, after a takeover and a release."""
+    stage = Stage(definition(tool("idem", IDEMPOTENT), tool("pure", PURE)))
+    stage.crash()
+    stage.model("", ("idem", "{}"), ("pure", "{}"))
+    stage.release()
+    stage.cancel()
+    stage.wait(10)
+    return stage
+
+
+def timed_out() -> Stage:
+    """A deadline that passes after a wait."""
+    stage = Stage(timeout={"seconds": 100})
+    stage.model_breaks(THROTTLED, "PROVIDER_RATE_LIMITED", retry_after_ns=60 * SECOND)
+    stage.wait(60)
+    stage.model_breaks(MALFORMED, "PROVIDER_MALFORMED_OUTPUT")
+    stage.wait(100)
+    return stage
+
+
+def failed() -> Stage:
+    """A doom loop, warned of and then stopped."""
+    loop = DoomLoop(action=DoomLoopAction.DOOM_LOOP_ACTION_STOP, repeats=2, warnings=1)
+    stage = Stage(definition(tool(), limits=Limits(doom_loop=loop)))
+    for _ in range(3):
+        stage.model("", ("look", "{}"))
+        stage.tool()
+    stage.model("", ("look", "{}"))
+    return stage
+
+
+def rare() -> Stage:
+    """The kinds that the core folds and does not make yet, and a run that has not ended."""
+    stage = Stage()
+    until = timestamp(stage.now_ns + SECOND)
+    rest: list[AnyMessage] = [
+        ModelBound(step=1, attempt=1, provider_request_id="req_1"),
+        ChildRunStarted(child_run_id="run_2", call_id="call_x"),
+        ChildRunEnded(child_run_id="run_2", call_id="call_x", usage=Usage(input_tokens=4, attempts=2)),
+        ContextCompacted(summary=said("short"), tokens_before=9, tokens_after=2),
+        CompactionCircuitOpened(failures=3, until=until),
+    ]
+    for payload in rest:
+        stage.commit([payload], apply(stage.run, payload, stage.now_ns))
+    stage.model("", ("look", "{}"))
+    stage.tool()
+    stage.model_breaks(MALFORMED)
+    return stage
+
+
+def resumed() -> Stage:
+    """A wait for an input and its end."""
+    stage = Stage()
+    stage.model_breaks(THROTTLED)
+    for payload in (
+        RunWaiting(reason=WaitReason.WAIT_REASON_INPUT, until=timestamp(stage.now_ns + 9 * SECOND)),
+        RunResumed(reason=WaitReason.WAIT_REASON_INPUT, deadline=timestamp(stage.now_ns + 99 * SECOND)),
+    ):
+        stage.commit([payload], apply(stage.run, payload, stage.now_ns))
+    return stage
+
+
+SCENES: dict[str, Callable[[], Stage]] = {
+    scene.__name__: scene for scene in (text, tools, cancelled, timed_out, failed, rare, resumed)
+}
+
+
+def plain(value: Any) -> Any:
+    """A state as JSON knows it; what the definition and the creation hold stands in their own bytes."""
+    if isinstance(value, AnyMessage):
+        return MessageToDict(value, preserving_proto_field_name=True)
+    if is_dataclass(value) and not isinstance(value, type):
+        skipped = ("created", "definition", "tool")
+        return {field.name: plain(getattr(value, field.name)) for field in fields(value) if field.name not in skipped}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    if isinstance(value, frozenset):
+        return sorted(plain(item) for item in value)
+    return value.hex() if isinstance(value, bytes) else value
+
+
+def as_json(run: Any) -> str:
+    """The text that stands beside a log."""
+    return json.dumps(plain(run), indent=1, ensure_ascii=False) + "\n"
+
+
+def write(name: str) -> None:
+    """Play a scene and keep its log. Raises FileExistsError when it is there."""
+    stage = SCENES[name]()
+    with (PLACE / f"{name}.log.binpb").open("xb") as file:
+        file.write(frames.frame(data for _, data in stage.log))
+    (PLACE / f"{name}.definition.binpb").write_bytes(stage.definition.SerializeToString(deterministic=True))
+    (PLACE / f"{name}.state.json").write_text(as_json(replace(stage.run)))
+
+
+if __name__ == "__main__":
+    for chosen in sys.argv[1:] or SCENES:
+        write(chosen)
