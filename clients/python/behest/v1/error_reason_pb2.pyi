@@ -206,12 +206,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The bytes are not those that were promised. INVALID_ARGUMENT; expected, actual."""
     ERROR_REASON_ARTIFACT_RANGE_INVALID: _ErrorReason.ValueType  # 1103
     """The range is not within the artifact. OUT_OF_RANGE; sizeBytes."""
+    ERROR_REASON_ARTIFACT_CORRUPT: _ErrorReason.ValueType  # 1104
+    """The stored bytes are not those that were written. DATA_LOSS; artifactId."""
     ERROR_REASON_STORAGE_FULL: _ErrorReason.ValueType  # 1200
     """The disk is full. Nothing was written. RESOURCE_EXHAUSTED."""
     ERROR_REASON_STORAGE_FAILED: _ErrorReason.ValueType  # 1201
     """Nobody can say whether the write took place. Ask again with the same request_id. UNAVAILABLE."""
     ERROR_REASON_STORAGE_BUSY: _ErrorReason.ValueType  # 1202
     """Another process holds the store. UNAVAILABLE."""
+    ERROR_REASON_STORAGE_NEWER_FORMAT: _ErrorReason.ValueType  # 1203
+    """The store was written by a newer version. FAILED_PRECONDITION; version, supported."""
+    ERROR_REASON_STORAGE_CORRUPT: _ErrorReason.ValueType  # 1204
+    """The store is damaged. DATA_LOSS; problem."""
     ERROR_REASON_CONTEXT_SOURCE_FAILED: _ErrorReason.ValueType  # 1300
     """A context source failed, and its policy is to fail. UNAVAILABLE; source."""
     ERROR_REASON_CONTEXT_WINDOW_EXCEEDED: _ErrorReason.ValueType  # 1301
@@ -423,12 +429,18 @@ ERROR_REASON_ARTIFACT_CHECKSUM_MISMATCH: ErrorReason.ValueType  # 1102
 """The bytes are not those that were promised. INVALID_ARGUMENT; expected, actual."""
 ERROR_REASON_ARTIFACT_RANGE_INVALID: ErrorReason.ValueType  # 1103
 """The range is not within the artifact. OUT_OF_RANGE; sizeBytes."""
+ERROR_REASON_ARTIFACT_CORRUPT: ErrorReason.ValueType  # 1104
+"""The stored bytes are not those that were written. DATA_LOSS; artifactId."""
 ERROR_REASON_STORAGE_FULL: ErrorReason.ValueType  # 1200
 """The disk is full. Nothing was written. RESOURCE_EXHAUSTED."""
 ERROR_REASON_STORAGE_FAILED: ErrorReason.ValueType  # 1201
 """Nobody can say whether the write took place. Ask again with the same request_id. UNAVAILABLE."""
 ERROR_REASON_STORAGE_BUSY: ErrorReason.ValueType  # 1202
 """Another process holds the store. UNAVAILABLE."""
+ERROR_REASON_STORAGE_NEWER_FORMAT: ErrorReason.ValueType  # 1203
+"""The store was written by a newer version. FAILED_PRECONDITION; version, supported."""
+ERROR_REASON_STORAGE_CORRUPT: ErrorReason.ValueType  # 1204
+"""The store is damaged. DATA_LOSS; problem."""
 ERROR_REASON_CONTEXT_SOURCE_FAILED: ErrorReason.ValueType  # 1300
 """A context source failed, and its policy is to fail. UNAVAILABLE; source."""
 ERROR_REASON_CONTEXT_WINDOW_EXCEEDED: ErrorReason.ValueType  # 1301

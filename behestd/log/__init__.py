@@ -1,0 +1,1 @@
+"""The durable log: ports, views, the group-committing writer and its stores."""

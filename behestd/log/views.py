@@ -1,0 +1,86 @@
+"""The projection of a run's events into views: the row that lists use, its messages, the records of its tool calls.
+
+Pure. Written in the append's own transaction, so that a crash cannot split log and view; `fsck` makes them again from
+logs. Above: `runtime.commit`. Below: the values of `store`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from behest.v1.message_pb2 import Message
+from behest.v1.tool_call_pb2 import ToolCallRecord
+from behestd.core.report import report
+from behestd.core.run import Payload
+from behestd.core.state import Run
+from behestd.core.step import message_id
+from behestd.core.times import timestamp
+from behestd.log import call_records
+from behestd.log.store import Entry, RunRow
+
+MESSAGE = "message"
+CALL = "call"
+
+_INDEX_BITS = 32
+_CALL_BITS = 12
+
+
+def row(run: Run) -> RunRow:
+    """The row of a run."""
+    is_started = run.life.session_index > 0
+    return RunRow(
+        namespace=run.created.namespace,
+        run_id=run.id,
+        session_id=run.created.session_id,
+        agent_id=run.definition.agent_id,
+        state=run.state,
+        epoch=run.head.epoch,
+        last_sequence=run.head.sequence,
+        last_hash=run.head.hash,
+        session_index=run.life.session_index,
+        create_time_ns=run.life.create_ns,
+        body=report(run).SerializeToString(),
+        is_active=is_started and not run.is_ended,
+        is_ended=run.is_ended,
+        log_bytes=run.head.log_bytes,
+    )
+
+
+def entries(
+    before: Run | None, calls: Mapping[str, ToolCallRecord], after: Run, payloads: Sequence[Payload], now_ns: int
+) -> tuple[tuple[Entry, ...], dict[str, ToolCallRecord]]:
+    """The entries that a commit writes, and the records of the calls that are open after it."""
+    records = dict(calls)
+    changed = call_records.fold(records, before, after, payloads, now_ns)
+    rows = [_message(after, index, now_ns) for index in _new_messages(before, after)]
+    rows += [_call(after, record) for record in changed]
+    kept = {call.call.id for call in after.step.calls}
+    return tuple(rows), {call_id: record for call_id, record in records.items() if call_id in kept}
+
+
+def _new_messages(before: Run | None, after: Run) -> range:
+    if not after.life.session_index:
+        return range(0)
+    was_started = before is not None and before.life.session_index > 0
+    return range(len(before.transcript) if before is not None and was_started else 0, len(after.transcript))
+
+
+def position(session_index: int, index: int) -> int:
+    """Where a message stands in its session: by run, then within the run. Positions are above 0."""
+    return session_index << _INDEX_BITS | index + 1
+
+
+def _message(run: Run, index: int, now_ns: int) -> Entry:
+    said = run.transcript[index]
+    message = Message()
+    message.CopyFrom(said)
+    message.id = said.id or message_id(run, index)
+    message.run_id = run.id
+    message.create_time.CopyFrom(timestamp(now_ns))
+    place = position(run.life.session_index, index)
+    return Entry(MESSAGE, message.id, run.created.session_id, run.id, place, message.SerializeToString())
+
+
+def _call(run: Run, record: ToolCallRecord) -> Entry:
+    place = run.life.session_index << _INDEX_BITS | record.step << _CALL_BITS | record.index + 1
+    return Entry(CALL, record.id, record.session_id, record.run_id, place, record.SerializeToString())
