@@ -1,0 +1,1 @@
+"""Where answers come from: the provider port, the catalog, the adapters. Above: runtime. Below: vendors."""
