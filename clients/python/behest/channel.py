@@ -1,0 +1,130 @@
+"""Opens the channel to a daemon and gathers the generated stubs on it.
+
+Above: `client`. Below: grpc.aio. Retries of grpc are off: each attempt is ours, so that it can be counted and resumed.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import grpc
+import grpc.aio
+
+from behest.v1 import (
+    agent_service_pb2_grpc,
+    approval_service_pb2_grpc,
+    artifact_service_pb2_grpc,
+    chat_service_pb2_grpc,
+    daemon_service_pb2_grpc,
+    embedding_service_pb2_grpc,
+    event_service_pb2_grpc,
+    model_service_pb2_grpc,
+    registry_service_pb2_grpc,
+    run_service_pb2_grpc,
+    session_data_service_pb2_grpc,
+    session_service_pb2_grpc,
+    tool_call_service_pb2_grpc,
+    tool_service_pb2_grpc,
+    usage_service_pb2_grpc,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from behest.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
+    from behest.v1.approval_service_pb2_grpc import ApprovalServiceAsyncStub
+    from behest.v1.artifact_service_pb2_grpc import ArtifactServiceAsyncStub
+    from behest.v1.chat_service_pb2_grpc import ChatServiceAsyncStub
+    from behest.v1.daemon_service_pb2_grpc import DaemonServiceAsyncStub
+    from behest.v1.embedding_service_pb2_grpc import EmbeddingServiceAsyncStub
+    from behest.v1.event_service_pb2_grpc import EventServiceAsyncStub
+    from behest.v1.model_service_pb2_grpc import ModelServiceAsyncStub
+    from behest.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
+    from behest.v1.run_service_pb2_grpc import RunServiceAsyncStub
+    from behest.v1.session_data_service_pb2_grpc import SessionDataServiceAsyncStub
+    from behest.v1.session_service_pb2_grpc import SessionServiceAsyncStub
+    from behest.v1.tool_call_service_pb2_grpc import ToolCallServiceAsyncStub
+    from behest.v1.tool_service_pb2_grpc import ToolServiceAsyncStub
+    from behest.v1.usage_service_pb2_grpc import UsageServiceAsyncStub
+
+DEFAULT_ADDRESS = "127.0.0.1:7717"
+OPTIONS: tuple[tuple[str, int], ...] = (
+    # The default of 4 MiB is less than one frame of a watch may hold.
+    ("grpc.max_receive_message_length", 16 * 1024 * 1024),
+    ("grpc.enable_retries", 0),
+    ("grpc.service_config_disable_resolution", 1),
+    # What GetServerInfo recommends by default; pings only while a call is open.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    # grpc waits up to two minutes between connections; a daemon is back in a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Clients of one process share neither connections nor their backoff.
+    ("grpc.use_local_subchannel_pool", 1),
+    # A daemon on this machine is never behind the proxy that the environment names.
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Stubs:
+    """The generated stubs, for what the client does not wrap. They raise grpc's own errors: see `errors.from_rpc`."""
+
+    agents: AgentServiceAsyncStub
+    approvals: ApprovalServiceAsyncStub
+    artifacts: ArtifactServiceAsyncStub
+    chat: ChatServiceAsyncStub
+    daemon: DaemonServiceAsyncStub
+    embeddings: EmbeddingServiceAsyncStub
+    events: EventServiceAsyncStub
+    models: ModelServiceAsyncStub
+    registry: RegistryServiceAsyncStub
+    runs: RunServiceAsyncStub
+    session_data: SessionDataServiceAsyncStub
+    sessions: SessionServiceAsyncStub
+    tool_calls: ToolCallServiceAsyncStub
+    tools: ToolServiceAsyncStub
+    usage: UsageServiceAsyncStub
+
+
+def default_address() -> str:
+    """Return the address that the environment names in BEHEST_ADDRESS, else the one that daemons have by default."""
+    return os.environ.get("BEHEST_ADDRESS") or DEFAULT_ADDRESS
+
+
+def open_channel(
+    address: str,
+    *,
+    credentials: grpc.ChannelCredentials | None = None,
+    options: Sequence[tuple[str, int | str]] = (),
+) -> grpc.aio.Channel:
+    """Open a channel to HOST:PORT or unix:PATH; connecting begins with the first call. Own options win over ours."""
+    every = [*OPTIONS, *options]
+    if credentials is None:
+        return grpc.aio.insecure_channel(address, options=every)
+    return grpc.aio.secure_channel(address, credentials, options=every)
+
+
+def stubs_on(channel: grpc.aio.Channel) -> Stubs:
+    """Return all stubs on one channel."""
+    return Stubs(
+        agents=agent_service_pb2_grpc.AgentServiceStub(channel),
+        approvals=approval_service_pb2_grpc.ApprovalServiceStub(channel),
+        artifacts=artifact_service_pb2_grpc.ArtifactServiceStub(channel),
+        chat=chat_service_pb2_grpc.ChatServiceStub(channel),
+        daemon=daemon_service_pb2_grpc.DaemonServiceStub(channel),
+        embeddings=embedding_service_pb2_grpc.EmbeddingServiceStub(channel),
+        events=event_service_pb2_grpc.EventServiceStub(channel),
+        models=model_service_pb2_grpc.ModelServiceStub(channel),
+        registry=registry_service_pb2_grpc.RegistryServiceStub(channel),
+        runs=run_service_pb2_grpc.RunServiceStub(channel),
+        session_data=session_data_service_pb2_grpc.SessionDataServiceStub(channel),
+        sessions=session_service_pb2_grpc.SessionServiceStub(channel),
+        tool_calls=tool_call_service_pb2_grpc.ToolCallServiceStub(channel),
+        tools=tool_service_pb2_grpc.ToolServiceStub(channel),
+        usage=usage_service_pb2_grpc.UsageServiceStub(channel),
+    )

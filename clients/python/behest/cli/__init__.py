@@ -1,0 +1,34 @@
+"""`behest`, the command line of the client: one file a noun, each loaded when it is named.
+
+Above: people and scripts. Below: `behest.client`. Guarantees: exit codes mean what `command.py` says; with
+`--output json` stdout holds JSON of the contract with its own field names, one document or one a line, nothing else.
+"""
+
+from __future__ import annotations
+
+from behest.cli.lazy import LazyGroup, Place
+
+PLACES = {
+    "run": Place("behest.cli.run", "run", "Order a run and follow it to its end."),
+    "watch": Place("behest.cli.run", "watch", "Follow a run that exists."),
+    "cancel": Place("behest.cli.run", "cancel", "Cancel a run."),
+    "retry": Place("behest.cli.run", "retry", "Run again what failed, from where it stood."),
+    "runs": Place("behest.cli.runs", "runs", "List, show, explain and delete runs."),
+    "sessions": Place("behest.cli.sessions", "sessions", "Keep conversations."),
+    "agents": Place("behest.cli.agents", "agents", "Keep definitions of how runs are executed."),
+    "tools": Place("behest.cli.tools", "tools", "Show tools and their calls; settle unknown outcomes."),
+    "servers": Place("behest.cli.servers", "servers", "Register remote processes."),
+    "models": Place("behest.cli.models", "models", "Show what models there are."),
+    "artifacts": Place("behest.cli.artifacts", "artifacts", "Send and fetch files."),
+    "status": Place("behest.cli.status", "status", "Show how the daemon does."),
+}
+HELP = """Talk to a behestd.
+
+Every command takes --address (HOST:PORT or unix:PATH; BEHEST_ADDRESS is the default) and --output.
+"""
+EPILOG = "Exit: 0 done, 1 failed, 2 wrong usage, 3 run cancelled or timed out, 4 daemon unreachable."
+
+
+def main() -> None:
+    """Run the command that the arguments name, and exit."""
+    LazyGroup(PLACES, name="behest", help=HELP, epilog=EPILOG).main(prog_name="behest")
