@@ -1,0 +1,228 @@
+"""The composition root and the life of the daemon: open, recover, serve, drain, stop.
+
+Above: `cli`, which gives a plan and takes the exit code. Below: every room. `Daemon` is an async context manager, so
+that a test has the same daemon in its own process. Order of the end (`semantics.md` 2.19): health NOT_SERVING, no new
+runs, watches end with their resume points, what is in flight ends or is left for recovery, the store closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from behestd.blobs.blob import Blobs
+from behestd.blobs.file import FileBlobs
+from behestd.blobs.memory import MemoryBlobs
+from behestd.core.definition import Operator
+from behestd.core.route import RoutePolicy
+from behestd.log.log import Log
+from behestd.log.memory import MemoryStore
+from behestd.log.sqlite import SqliteStore
+from behestd.log.store import CommitUnknown, Store
+from behestd.providers.catalog import Catalog as Models
+from behestd.providers.catalog import Snapshot
+from behestd.providers.provider import ProviderTimeouts
+from behestd.runtime.admission import Admission, Rules
+from behestd.runtime.agents import Agents
+from behestd.runtime.artifacts import Artifacts
+from behestd.runtime.clock import Clock, Ids, Rng, SystemClock
+from behestd.runtime.house import House, Limits
+from behestd.runtime.orders import Orders
+from behestd.runtime.performer import Performer
+from behestd.runtime.supervisor import Supervisor
+from behestd.runtime.tool_performer import ToolPerformer
+from behestd.service.handlers import Parts, handlers
+from behestd.service.server import DEFAULT_ADDRESS, Edge
+from behestd.service.server import Plan as EdgePlan
+from behestd.service.settings import Settings as EdgeSettings
+from behestd.service.watch import Watches
+from behestd.tools.catalog import Catalog as Tools
+from behestd.tools.schema import Validators
+
+logger = structlog.get_logger(__name__)
+
+EXIT_OK = 0
+EXIT_STORE_FAILED = 70
+SWITCH_SECONDS = 0.0005
+"""How long a thread keeps the interpreter while another waits for it. With the default of 5 ms a busy loop holds up the
+log's writer at each of its statements."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a daemon is made of. `data_dir` None keeps everything in memory."""
+
+    models: Snapshot
+    tools: Callable[[Validators], Tools] = Tools
+    data_dir: Path | None = None
+    addresses: Sequence[str] = (DEFAULT_ADDRESS,)
+    limits: Limits = field(default_factory=Limits)
+    operator: Operator = field(default_factory=Operator)
+    rules: Rules = field(default_factory=Rules)
+    retries: RoutePolicy = field(default_factory=lambda: RoutePolicy(()))
+    model_timeouts: ProviderTimeouts = field(default_factory=ProviderTimeouts)
+    edge: EdgeSettings = field(default_factory=EdgeSettings)
+    heartbeat_seconds: float = 15.0
+    drain_seconds: float = 25.0
+
+
+class Daemon:
+    """A running daemon: entered, it serves; left, it has drained and closed."""
+
+    def __init__(self, plan: Plan, clock: Clock | None = None) -> None:
+        self.plan = plan
+        self._clock = clock or SystemClock()
+        self._exit = AsyncExitStack()
+        self._stopping = asyncio.Event()
+        self._is_ready = asyncio.Event()
+        self._has_failed = False
+
+    async def __aenter__(self) -> Self:
+        """Open, recover and serve. Raises what opening raises, with everything undone."""
+        async with AsyncExitStack() as stack:
+            await self._build(stack)
+            self._exit = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drain and close."""
+        await self._exit.__aexit__(kind, error, trace)
+
+    async def _build(self, stack: AsyncExitStack) -> None:
+        plan = self.plan
+        validators = Validators()
+        store, blobs = await _open(plan.data_dir)
+        stack.push_async_callback(store.close)
+        stack.push_async_callback(blobs.close)
+        self.log = await Log.open(store)
+        self.house = House(
+            log=self.log,
+            models=Models(plan.models),
+            tools=plan.tools(validators),
+            blobs=blobs,
+            clock=self._clock,
+            ids=Ids(),
+            rng=Rng(),
+            replica=Ids().make("rep"),
+            validate=validators.arguments,
+            limits=plan.limits,
+            operator=plan.operator,
+            retries=plan.retries,
+            model_timeouts=plan.model_timeouts,
+        )
+        artifacts = Artifacts(self.log, blobs, self._clock, self.house.ids)
+        tools = ToolPerformer(self.house.tools, artifacts, self._clock, plan.limits.tool_calls)
+        performer = Performer(self.house.models, plan.model_timeouts, self._clock, tools)
+        self.supervisor = Supervisor(self.house, performer)
+        self.watches = Watches(store, plan.heartbeat_seconds)
+        agents = Agents(store)
+        parts = Parts(
+            house=self.house,
+            supervisor=self.supervisor,
+            orders=Orders(self.house, agents),
+            agents=agents,
+            artifacts=artifacts,
+            admission=Admission(plan.rules, self._clock),
+            watches=self.watches,
+            edge=plan.edge,
+        )
+        self.edge = Edge(EdgePlan(handlers(parts), plan.addresses, plan.edge))
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        tasks.create_task(self._write())
+        tasks.create_task(self.supervisor.run(self._is_ready.set))
+        stack.push_async_callback(self._stop)
+        await self._is_ready.wait()
+        await self.edge.start()
+        self.edge.health.set_serving()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens, with the ports that were found."""
+        return self.edge.addresses
+
+    async def _write(self) -> None:
+        """Commit until the log is closed; a commit that is not known stops the daemon."""
+        try:
+            await self.log.run()
+        except CommitUnknown:
+            logger.exception("store failed")
+            self._has_failed = True
+            self._stopping.set()
+
+    def stop(self) -> None:
+        """Begin to stop."""
+        self._stopping.set()
+
+    async def stopped(self) -> int:
+        """Wait until the daemon is to stop; gives the exit code."""
+        await self._stopping.wait()
+        return EXIT_STORE_FAILED if self._has_failed else EXIT_OK
+
+    async def _stop(self) -> None:
+        """Drain: see the module's docstring."""
+        self.edge.health.set_not_serving()
+        seconds = 0.0 if self._has_failed else self.plan.drain_seconds
+        self.watches.drain()
+        runs = await self.supervisor.drain(seconds)
+        logger.info("drained", runs=runs)
+        await self.edge.stop(1.0)
+        self.log.close()
+
+
+async def _open(data_dir: Path | None) -> tuple[Store, Blobs]:
+    if data_dir is None:
+        return MemoryStore(), MemoryBlobs()
+    store = await SqliteStore.open(data_dir)
+    return store, FileBlobs(data_dir / "blobs")
+
+
+async def serve(plan: Plan, ready: Callable[[Sequence[str]], None]) -> int:
+    """Serve until SIGTERM or SIGINT; a second one ends the drain at once. Gives the exit code."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with _signals() as asked:
+        async with Daemon(plan) as daemon:
+            ready(daemon.addresses)
+            asked(daemon.stop)
+            return await daemon.stopped()
+
+
+@contextmanager
+def _signals() -> Iterator[Callable[[Callable[[], None]], None]]:
+    """Listen for the signals that end the process, from before the daemon is built."""
+    loop = asyncio.get_running_loop()
+    came: list[signal.Signals] = []
+    stop: list[Callable[[], None]] = []
+    task = asyncio.current_task()
+
+    def come(number: signal.Signals) -> None:
+        came.append(number)
+        logger.info("stopping", signal=number.name)
+        if stop and len(came) == 1:
+            stop[0]()
+        elif task is not None:
+            task.cancel()
+
+    def listen(callback: Callable[[], None]) -> None:
+        stop.append(callback)
+        if came:
+            callback()
+
+    numbers = (signal.SIGTERM, signal.SIGINT)
+    for number in numbers:
+        loop.add_signal_handler(number, come, number)
+    try:
+        yield listen
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)

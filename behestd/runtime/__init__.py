@@ -1,0 +1,1 @@
+"""The room of tasks: drivers that keep runs going, the performers of their effects, and who supervises them."""

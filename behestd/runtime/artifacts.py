@@ -1,0 +1,184 @@
+"""Artifacts: bytes kept as blobs, described by records. Bytes are durable before the record that names them.
+
+Beside an artifact's record stands a reference, a record named by the content's hash and the artifact's id, so that one look
+tells whether anything still names a blob. Records go first, blobs after them; what a crash leaves between is marked and swept
+at the next start. Above: the services and the performer of tools. Below: the log and the blobs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+from behest.v1.artifact_pb2 import Artifact
+from behestd.blobs.blob import LIMIT_BYTES, Blobs, Stored
+from behestd.core.times import timestamp
+from behestd.errors import StorageFull
+from behestd.log.log import Log
+from behestd.log.store import (
+    SESSION_KIND,
+    Change,
+    Claim,
+    Committed,
+    Delete,
+    DeleteSession,
+    Full,
+    Outcome,
+    Put,
+    Record,
+    RecordIs,
+)
+from behestd.runtime.clock import Clock, Ids
+
+KIND = "artifact"
+REFERENCE = "artifact_content"
+LOOSE = "loose_content"
+"""Marks content that may have lost its last artifact."""
+_PAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """What is known beforehand of a content. Empty: nothing but the limit."""
+
+    sha256: bytes = b""
+    limit_bytes: int = LIMIT_BYTES
+
+
+class Artifacts:
+    """Keeps artifacts and lets them go. Reading and listing are the service's, on blobs and records directly."""
+
+    def __init__(self, log: Log, blobs: Blobs, clock: Clock, ids: Ids) -> None:
+        self._log = log
+        self._blobs = blobs
+        self._clock = clock
+        self._ids = ids
+        # From the moment when a blob is there until a record names it, nobody may find that nothing does. Writers are
+        # tasks of many calls and hold the lock for a commit, so an owner of their own would only add a hop.
+        self._naming = asyncio.Lock()
+
+    async def keep(self, namespace: str, about: Artifact, data: bytes) -> Artifact:
+        """Keep bytes under a new id. Raises StorageFull."""
+        artifact, outcome = await self.write(namespace, about, _one(data))
+        if isinstance(outcome, Full):
+            raise StorageFull
+        return artifact
+
+    async def write(
+        self,
+        namespace: str,
+        about: Artifact,
+        pieces: AsyncIterable[bytes],
+        promise: Promise = Promise(),
+        request: tuple[str, bytes] | None = None,
+    ) -> tuple[Artifact, Outcome]:
+        """Keep a stream of bytes under a new id. `request` is a request id, and what its digest begins with.
+
+        When it is cancelled or the pieces raise, nothing is kept. Raises what blobs raise.
+        """
+        async with AsyncExitStack() as stack:
+
+            async def all_of_them() -> AsyncIterator[bytes]:
+                async for piece in pieces:
+                    yield piece
+                await stack.enter_async_context(self._naming)
+
+            stored = await self._blobs.write(
+                namespace, all_of_them(), limit_bytes=promise.limit_bytes, expected_sha256=promise.sha256
+            )
+            artifact = self._describe(about, stored)
+            claim = Claim(namespace, request[0], request[1] + stored.sha256, artifact.id) if request else None
+            outcome = await self._record(namespace, artifact, claim)
+            if not isinstance(outcome, Committed):
+                await self._free(namespace, {stored.sha256})
+            return artifact, outcome
+
+    def _describe(self, about: Artifact, stored: Stored) -> Artifact:
+        artifact = Artifact()
+        artifact.CopyFrom(about)
+        artifact.id = self._ids.make("art")
+        artifact.size_bytes, artifact.sha256 = stored.size_bytes, stored.sha256
+        artifact.create_time.CopyFrom(timestamp(self._clock.now_ns()))
+        return artifact
+
+    async def _record(self, namespace: str, artifact: Artifact, claim: Claim | None) -> Outcome:
+        now_ns = self._clock.now_ns()
+        session_id = artifact.session_id
+        names = ((KIND, artifact.id, artifact.SerializeToString()), (REFERENCE, _reference(artifact), b""))
+        puts = tuple(
+            Put(Record(namespace, kind, name, body, parent=session_id, create_time_ns=now_ns), 0)
+            for kind, name, body in names
+        )
+        guards = (RecordIs(namespace, SESSION_KIND, session_id),) if session_id else ()
+        return await self._log.commit(Change(puts=puts, claim=claim, guards=guards))
+
+    # --- letting go ---
+
+    async def delete(self, namespace: str, artifacts: Sequence[Artifact]) -> None:
+        """Delete artifacts, and content that nothing names any more. Idempotent. Raises StorageFull."""
+        async with self._naming:
+            deletes = [
+                Delete(namespace, kind, name)
+                for artifact in artifacts
+                for kind, name in ((KIND, artifact.id), (REFERENCE, _reference(artifact)))
+            ]
+            contents = {artifact.sha256 for artifact in artifacts}
+            await self._commit(Change(puts=_marks(namespace, contents), deletes=tuple(deletes)))
+            await self._free(namespace, contents)
+
+    async def delete_session(self, namespace: str, session_id: str) -> Outcome:
+        """Delete a session with everything of it, and the content that nothing names any more. Raises StorageFull."""
+        async with self._naming:
+            contents: set[bytes] = set()
+            after = ""
+            while True:
+                page = await self._log.store.records(namespace, KIND, parent=session_id, after=after, limit=_PAGE)
+                contents |= {Artifact.FromString(record.body).sha256 for record in page}
+                if len(page) < _PAGE:
+                    break
+                after = page[-1].id
+            if contents:
+                await self._commit(Change(puts=_marks(namespace, contents)))
+            outcome = await self._log.commit(DeleteSession(namespace, session_id))
+            await self._free(namespace, contents)
+            return outcome
+
+    async def sweep(self) -> None:
+        """Finish the deletions that a crash interrupted."""
+        while True:
+            async with self._naming:
+                marked = await self._log.store.records("", LOOSE, limit=_PAGE)
+                for namespace in {record.namespace for record in marked}:
+                    contents = {bytes.fromhex(record.id) for record in marked if record.namespace == namespace}
+                    await self._free(namespace, contents)
+            if len(marked) < _PAGE:
+                return
+
+    async def _free(self, namespace: str, contents: set[bytes]) -> None:
+        """Delete the blobs among these that no artifact names, and their marks."""
+        for sha256 in contents:
+            name = sha256.hex()
+            found = await self._log.store.records(namespace, REFERENCE, after=name, limit=1)
+            if not found or not found[0].id.startswith(name):
+                await self._blobs.delete(namespace, sha256)
+        if contents:
+            await self._commit(Change(deletes=tuple(Delete(namespace, LOOSE, sha256.hex()) for sha256 in contents)))
+
+    async def _commit(self, change: Change) -> None:
+        if isinstance(await self._log.commit(change), Full):
+            raise StorageFull
+
+
+def _reference(artifact: Artifact) -> str:
+    """The name of a reference, which sorts after the hash of the content that it is to."""
+    return f"{artifact.sha256.hex()}.{artifact.id}"
+
+
+def _marks(namespace: str, contents: set[bytes]) -> tuple[Put, ...]:
+    return tuple(Put(Record(namespace, LOOSE, sha256.hex(), b"")) for sha256 in sorted(contents))
+
+
+async def _one(data: bytes) -> AsyncIterator[bytes]:
+    yield data

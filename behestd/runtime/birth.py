@@ -1,0 +1,135 @@
+"""Makes the first append of a run: an order becomes RunCreated, and where its session is free also its start.
+
+Pure but for the ids. Above: the supervisor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+
+from behest.v1.message_pb2 import Message
+from behest.v1.run_event_pb2 import ClaimReason, ForkedFrom, ParentRun, RunCreated
+from behest.v1.run_spec_pb2 import RunSpec
+from behest.v1.run_state_pb2 import SessionPolicy
+from behest.v1.session_pb2 import Session as SessionMessage
+from behestd.core.decide import decide
+from behestd.core.run import Payload, start
+from behestd.core.signals import Claim, Given, Start
+from behestd.core.times import duration, duration_ns, timestamp
+from behestd.errors import AlreadyExists, BehestError, SessionNotFound
+from behestd.log import store
+from behestd.log.store import Guard, Put, RecordChanged, SessionIsFree
+from behestd.runtime.commit import Before, Extras, prepare
+from behestd.runtime.driver import Birth
+from behestd.runtime.house import House
+from behestd.runtime.orders import Pinned
+
+SESSION = "session"
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A run that is to be created: checked, resolved, with its ids. `digest` is of the whole request."""
+
+    namespace: str
+    principal: str
+    run_id: str
+    session_id: str
+    is_new_session: bool
+    spec: RunSpec
+    pinned: Pinned
+    request_id: str = ""
+    digest: bytes = b""
+    trace_id: str = ""
+    forked_from: ForkedFrom | None = None
+    parent: ParentRun | None = None
+
+    @property
+    def policy(self) -> SessionPolicy.ValueType:
+        """What happens when the session is busy."""
+        return self.spec.session_policy or SessionPolicy.SESSION_POLICY_QUEUE
+
+    def session_gone(self, changed: RecordChanged) -> BehestError:
+        """The error for a session that is not as it was."""
+        if self.is_new_session:
+            text = f"session id {self.session_id} is taken"
+            return AlreadyExists("SESSION_ID_TAKEN", text, sessionId=self.session_id)
+        return SessionNotFound(self.session_id)
+
+
+def conceive(order: Order, house: House, given: Given, session_index: int) -> Birth:
+    """Make a run's first append. `session_index` 0 leaves it queued."""
+    created = _created(order, house)
+    payloads: list[Payload] = [created]
+    run = start(order.run_id, created, order.pinned.definition, given.now_ns)
+    if session_index:
+        claimed, run = decide(run, given, Claim(ClaimReason.CLAIM_REASON_CREATED))
+        started, run = decide(run, given, Start(session_index))
+        payloads += claimed + started
+    before = Before(None, {})
+    stamp = (house.ids, given.now_ns, order.trace_id)
+    first = prepare(before, run, payloads, stamp, _extras(order, given, session_index))
+    return Birth(before, first.run, given.history, order.trace_id, first)
+
+
+def _created(order: Order, house: House) -> RunCreated:
+    spec = order.spec
+    limits = order.pinned.definition.limits
+    timeout = limits.timeout
+    if spec.HasField("timeout") and duration_ns(spec.timeout) < duration_ns(timeout):
+        timeout = spec.timeout
+    message = Message(id=house.ids.make("msg"), role=2, parts=spec.input) if spec.input else None  # type: ignore[arg-type]
+    return RunCreated(
+        request_id=order.request_id,
+        request_digest=order.digest,
+        session_id=order.session_id,
+        session_policy=order.policy,
+        definition_hash=order.pinned.hash,
+        input=message,
+        timeout=timeout,
+        budgets=spec.budgets if spec.HasField("budgets") else None,
+        durability_class=house.log.store.durability,  # type: ignore[arg-type]
+        principal=order.principal,
+        labels=spec.labels,
+        forked_from=order.forked_from,
+        parent=order.parent,
+        namespace=order.namespace,
+        queue_timeout=duration(house.limits.queue_seconds),
+        cancel_on_disconnect=spec.cancel_on_disconnect,
+    )
+
+
+def _extras(order: Order, given: Given, session_index: int) -> Extras:
+    claim = None
+    if order.request_id:
+        claim = store.Claim(order.namespace, order.request_id, order.digest, order.run_id)
+    guards: tuple[Guard, ...] = ()
+    puts: tuple[Put, ...] = ()
+    if order.is_new_session:
+        puts = (_session(order, given),)
+    else:
+        guards = (store.RecordIs(order.namespace, SESSION, order.session_id),)
+        if session_index:
+            guards += (SessionIsFree(order.session_id),)
+    return Extras((order.pinned.hash, order.pinned.data), claim, guards, puts)
+
+
+def _session(order: Order, given: Given) -> Put:
+    now = timestamp(given.now_ns)
+    session = SessionMessage(
+        id=order.session_id,
+        agent_id=order.spec.agent_id,
+        create_time=now,
+        update_time=now,
+        is_hidden=order.parent is not None,
+    )
+    record = store.Record(
+        order.namespace, SESSION, order.session_id, session.SerializeToString(), create_time_ns=given.now_ns
+    )
+    return Put(record, expected_version=0)
+
+
+def digest(request: bytes) -> bytes:
+    """SHA-256 of a request, which tells a repeat from another request of the same id."""
+    return sha256(request).digest()

@@ -1,0 +1,387 @@
+"""The driver of one run: its only writer. Signals in, commits out, effects reconciled after each commit.
+
+    events  = decide(run, given, signal)     pure
+    outcome = await log.commit(append)       persist first
+    run     = after                          then change your mind
+    reconcile(wanted(run))                   then act: start what lacks, stop what is no longer wanted
+
+Above: the supervisor, which makes drivers and hears when they end. Below: `commit`, the performer, the log. A fault in
+here ends this run alone, FAILED with RUNTIME_INTERNAL.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from behest.v1.message_pb2 import Message
+from behest.v1.model_event_pb2 import ModelCompleted, ModelFailed, ModelRequested, ModelSuperseded
+from behest.v1.run_event_pb2 import ClaimReason, RunReleased
+from behestd.core.decide import decide
+from behestd.core.run import Payload
+from behestd.core.signals import (
+    CallModel,
+    CallTool,
+    Claim,
+    Condemn,
+    Effect,
+    Given,
+    ModelEnded,
+    Release,
+    Signal,
+    Start,
+    ToolEnded,
+    Wake,
+)
+from behestd.core.state import Phase, Run
+from behestd.core.times import SECOND
+from behestd.core.wanted import alarm_ns, wanted
+from behestd.errors import BehestError, Draining, StorageFailed
+from behestd.failpoint import failpoint
+from behestd.log.store import Committed, Fenced, Full, Outcome
+from behestd.log.tail import Tail
+from behestd.runtime.commit import Before, Extras, Prepared, prepare
+from behestd.runtime.house import House
+from behestd.runtime.live import Deltas
+from behestd.runtime.performer import Performer, Task
+from behestd.runtime.reading import history_of
+
+logger = structlog.get_logger(__name__)
+
+_NO_EXTRAS = Extras()
+_UNSENT = (Phase.NEW, Phase.ALLOWED)
+
+
+class Lost(Exception):
+    """Raised when another owner appended to the run; the driver's state is worth nothing any more."""
+
+
+@dataclass(slots=True)
+class _Command:
+    signal: Signal
+    done: asyncio.Future[Run]
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """How a driver begins: with a run that is to be created (`first` is its first append), or with one that exists."""
+
+    before: Before
+    run: Run
+    history: tuple[Message, ...] = ()
+    trace_id: str = ""
+    first: Prepared | None = None
+
+
+class Driver:
+    """Keeps one run going until it ends, is released, or another owner takes it."""
+
+    __slots__ = (
+        "_acknowledged",
+        "_alarm",
+        "_before",
+        "_birth",
+        "_effects",
+        "_history",
+        "_house",
+        "_inbox",
+        "_is_draining",
+        "_is_released",
+        "_on_turn",
+        "_performer",
+        "_wake",
+        "born",
+        "deltas",
+        "is_lost",
+        "run",
+        "tail",
+    )
+
+    def __init__(self, house: House, birth: Birth, performer: Performer, on_turn: Callable[[Driver], None]) -> None:
+        self.run = birth.run
+        self.born: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
+        """What came of the run's first commit, None: nobody knows. The driver ends when that is not Committed."""
+        self.deltas = Deltas(self._pulse)
+        self.tail: Tail | None = None
+        self._on_turn = on_turn
+        self._house = house
+        self._birth = birth
+        self._history = birth.history
+        self._before = birth.before
+        self._performer = performer
+        self._effects: dict[Effect, asyncio.Task[None]] = {}
+        self._acknowledged: set[str] = set()
+        self._inbox: deque[Signal | _Command] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._alarm: asyncio.TimerHandle | None = None
+        self._is_draining = False
+        self._is_released = False
+        self.is_lost = False
+        """Whether another owner appended to the run."""
+
+    def _pulse(self) -> None:
+        if self.tail is not None:
+            self.tail.pulse()
+
+    # --- what others say ---
+
+    def tell(self, signal: Signal) -> None:
+        """Put an outcome into the inbox."""
+        self._put(signal)
+
+    def acknowledge(self, call_id: str) -> None:
+        """Note that a call's server acknowledged its cancellation."""
+        self._acknowledged.add(call_id)
+
+    def begin(self, session_index: int) -> None:
+        """Let a queued run begin."""
+        self.tell(Claim(ClaimReason.CLAIM_REASON_CREATED))
+        self.tell(Start(session_index))
+
+    async def ask(self, signal: Signal) -> Run:
+        """Have a command decided and committed, and get the run after it.
+
+        Raises what `decide` raises, StorageFull, StorageFailed.
+        """
+        done: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
+        self._put(_Command(signal, done))
+        return await done
+
+    def drain(self) -> None:
+        """Begin nothing new from here on."""
+        self._is_draining = True
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is in flight and nothing is left to decide."""
+        return not self._inbox and all(task.done() for task in self._effects.values())
+
+    def _put(self, item: Signal | _Command) -> None:
+        self._inbox.append(item)
+        if self._wake is not None and not self._wake.done():
+            self._wake.set_result(None)
+
+    # --- its life ---
+
+    async def live(self) -> None:
+        """Drive the run until it has ended or is released. Raises Lost when another owner has it."""
+        if not await self._be_born():
+            return
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                if not self._inbox:
+                    self._reconcile(tasks)
+                while not self.run.is_ended and not self._is_released:
+                    if not self._inbox:
+                        await self._wait()
+                    await self._turn(tasks)
+                for task in self._effects.values():
+                    task.cancel()
+        except* Lost as group:
+            raise Lost(self.run.id) from group
+        finally:
+            self._close()
+
+    async def _be_born(self) -> bool:
+        """Commit the run's creation, if that is what the driver begins with."""
+        first = self._birth.first
+        created = self.run.created
+        if first is not None:
+            failpoint("create.before_commit", self.run.id)
+            outcome = await self._house.log.commit(first.append)
+            if not isinstance(outcome, Committed):
+                self.say_born(outcome)
+                return False
+            failpoint("create.after_commit", self.run.id)
+            self.run, self._before = first.run, Before(first.run, first.calls)
+        self.tail = await self._house.log.tail(created.namespace, self.run.id)
+        self._move_deltas(list(first.payloads) if first is not None else [], self.run)
+        self.say_born(Committed())
+        return True
+
+    @property
+    def is_born(self) -> bool:
+        """Whether the run exists."""
+        return self.tail is not None
+
+    def say_born(self, outcome: Outcome | None) -> None:
+        """Tell what came of the first commit, once."""
+        if not self.born.done():
+            self.born.set_result(outcome)
+
+    async def condemn(self) -> None:
+        """End the run by reason of a fault of the daemon."""
+        condemned = Condemn("RUNTIME_INTERNAL", "a fault of the daemon ended the run")
+        payloads, after = decide(self.run, self._given(), condemned)
+        if payloads:
+            await self._commit(payloads, after)
+
+    def _close(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        while self._inbox:
+            item = self._inbox.popleft()
+            if isinstance(item, _Command):
+                self._answer_late(item)
+
+    def _answer_late(self, command: _Command) -> None:
+        """Answer a command that came when the run had ended or was let go."""
+        if not self.run.is_ended:
+            _refuse(command, Draining() if self._is_released else StorageFailed())
+            return
+        try:
+            decide(self.run, self._given(), command.signal)
+        except BehestError as error:
+            _refuse(command, error)
+        else:
+            if not command.done.done():
+                command.done.set_result(self.run)
+
+    async def _wait(self) -> None:
+        self._wake = asyncio.get_running_loop().create_future()
+        try:
+            await self._wake
+        finally:
+            self._wake = None
+
+    async def _turn(self, tasks: asyncio.TaskGroup) -> None:
+        """Decide on everything in the inbox, commit it at once, then act on it."""
+        if any(isinstance(item, Start) for item in self._inbox):
+            await self._read_history()
+        payloads, run, answered = self._decide()
+        if payloads:
+            try:
+                await self._commit(payloads, run)
+            except BehestError as error:
+                for command in answered:
+                    _refuse(command, error)
+                raise
+        for command in answered:
+            if not command.done.done():
+                command.done.set_result(self.run)
+        if self.run.step.calls and any(call.phase in _UNSENT for call in self.run.step.calls):
+            failpoint("tool.before_started", self.run.id)
+        self._reconcile(tasks)
+        self._on_turn(self)
+
+    def _decide(self) -> tuple[list[Payload], Run, list[_Command]]:
+        """Decide on everything in the inbox, up to a release: what to commit, the run after it, whom to answer then."""
+        run, payloads, answered = self.run, list[Payload](), list[_Command]()
+        while self._inbox:
+            item = self._inbox.popleft()
+            signal = item.signal if isinstance(item, _Command) else item
+            try:
+                decided, run = decide(run, self._given(), signal)
+            except BehestError as error:
+                if not isinstance(item, _Command):
+                    raise
+                _refuse(item, error)
+                continue
+            payloads += decided
+            if isinstance(item, _Command):
+                answered.append(item)
+            _hit_before_commit(signal, run.id)
+            if isinstance(signal, Release):
+                break
+        return payloads, run, answered
+
+    async def _read_history(self) -> None:
+        """Read what the session holds by now: other runs went before while this one queued."""
+        created, limit = self.run.created, self._house.limits.history_messages
+        store = self._house.log.store
+        self._history = tuple(await history_of(store, created.namespace, created.session_id, 0, limit))
+
+    def _given(self) -> Given:
+        house = self._house
+        return Given(
+            now_ns=house.clock.now_ns(),
+            random=house.rng.random(),
+            replica=house.replica,
+            validate=house.validate,
+            history=self._history,
+            health=house.health(),
+            retries=house.retries,
+            model_timeout_ns=int(house.model_timeouts.total_seconds * SECOND),
+            cancel_grace_ns=int(house.limits.cancel_grace_seconds * SECOND),
+            is_draining=self._is_draining,
+            acknowledged=frozenset(self._acknowledged),
+        )
+
+    async def _commit(self, payloads: list[Payload], after: Run) -> None:
+        """Make the decision durable. A full disk is waited for: what came of effects is kept until then."""
+        house = self._house
+        stamp = (house.ids, house.clock.now_ns(), self._birth.trace_id)
+        prepared = prepare(self._before, after, payloads, stamp, _NO_EXTRAS)
+        # Before the commit: its watchers are woken before this task is.
+        self._move_deltas(payloads, after)
+        while True:
+            outcome = await house.log.commit(prepared.append)
+            if isinstance(outcome, Committed):
+                break
+            if isinstance(outcome, Full):
+                logger.warning("disk full", run_id=self.run.id)
+                await asyncio.sleep(house.limits.full_retry_seconds)
+                continue
+            logger.warning("run taken over", run_id=self.run.id, is_fenced=isinstance(outcome, Fenced))
+            self.is_lost = True
+            raise Lost(self.run.id)
+        self.run = prepared.run
+        self._before = Before(prepared.run, prepared.calls)
+        self._is_released = isinstance(payloads[-1], RunReleased)
+
+    def _move_deltas(self, payloads: list[Payload], after: Run) -> None:
+        """Open and close stretches of deltas as the events of a commit say, by the sequences that they have or get."""
+        head = after.head.sequence
+        for offset, payload in enumerate(payloads):
+            sequence = head - len(payloads) + offset + 1
+            if isinstance(payload, ModelRequested):
+                self.deltas.open(payload.step, payload.attempt, sequence)
+            elif isinstance(payload, ModelCompleted):
+                self.deltas.close(sequence)
+                if after.step.calls:
+                    self.deltas.open(payload.step, 0, sequence)
+            elif isinstance(payload, ModelFailed | ModelSuperseded):
+                self.deltas.close(sequence)
+        if after.is_ended:
+            self.deltas.close(head)
+
+    # --- effects ---
+
+    def _reconcile(self, tasks: asyncio.TaskGroup) -> None:
+        """Start what is wanted and not going on; stop what goes on and is not wanted."""
+        wishes = () if self.run.is_ended else wanted(self.run)
+        for effect in [effect for effect in self._effects if effect not in wishes]:
+            self._effects.pop(effect).cancel()
+        for effect in wishes:
+            if effect not in self._effects and not (self._is_draining and isinstance(effect, CallModel | CallTool)):
+                task_of = Task(self.run, self._history, self.deltas, self.tell, self.acknowledge)
+                self._effects[effect] = tasks.create_task(self._performer.perform(effect, task_of))
+        self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+            self._alarm = None
+        grace_ns = int(self._house.limits.cancel_grace_seconds * SECOND)
+        due_ns = 0 if self.run.is_ended else alarm_ns(self.run, grace_ns)
+        if due_ns:
+            delay = max(due_ns - self._house.clock.now_ns(), 0) / SECOND
+            self._alarm = asyncio.get_running_loop().call_later(delay, self._put, Wake())
+
+
+def _refuse(command: _Command, error: BehestError) -> None:
+    if not command.done.done():
+        command.done.set_exception(error)
+
+
+def _hit_before_commit(signal: Signal, run_id: str) -> None:
+    if isinstance(signal, ModelEnded):
+        failpoint("model.before_commit", run_id)
+    elif isinstance(signal, ToolEnded):
+        failpoint("tool.before_commit", run_id)
+    elif isinstance(signal, Claim):
+        failpoint("recover.mid", run_id)

@@ -1,0 +1,98 @@
+"""The session gate: at most one started run a session, a queue behind it, and the count of runs that work at once.
+
+Plain data that the supervisor alone changes; nothing here waits. What it holds can be made again from the store.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
+
+Key = tuple[str, str]
+"""(namespace, id)."""
+
+
+@dataclass(slots=True)
+class Session:
+    """What is known of a session that has runs: who is active, who queues, and the last session_index given out."""
+
+    active: str = ""
+    queue: deque[str] = field(default_factory=deque)
+    last_index: int = 0
+
+
+class Gates:
+    """The gates of all sessions with runs that have not ended, and the capacity of the daemon."""
+
+    def __init__(self, capacity: int) -> None:
+        self.sessions: dict[Key, Session] = {}
+        self._capacity = capacity
+        self._working: set[Key] = set()
+        self._ready: OrderedDict[str, deque[Key]] = OrderedDict()
+        """Runs whose session is free and which wait for capacity, by namespace, served round robin."""
+
+    # --- capacity ---
+
+    @property
+    def working(self) -> int:
+        """How many runs work."""
+        return len(self._working)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more run may work."""
+        return len(self._working) < self._capacity
+
+    @property
+    def waiting_for_room(self) -> int:
+        """How many runs only wait for capacity."""
+        return sum(len(runs) for runs in self._ready.values())
+
+    def work(self, run: Key) -> None:
+        """Count a run as working. Idempotent."""
+        self._working.add(run)
+
+    def rest(self, run: Key) -> None:
+        """Count a run as not working, since it waits or has ended. Idempotent."""
+        self._working.discard(run)
+
+    def line_up(self, run: Key) -> None:
+        """Let a run wait for capacity."""
+        self._ready.setdefault(run[0], deque()).append(run)
+
+    def next_ready(self) -> Key | None:
+        """Take the next run that waits for capacity, namespaces in turn; None when there is none, or no room."""
+        if not self._ready or not self.has_room:
+            return None
+        namespace, runs = self._ready.popitem(last=False)
+        run = runs.popleft()
+        if runs:
+            self._ready[namespace] = runs
+        return run
+
+    def leave_line(self, run: Key) -> None:
+        """Take a run out of those that wait for capacity. Idempotent."""
+        runs = self._ready.get(run[0])
+        if runs is not None and run in runs:
+            runs.remove(run)
+            if not runs:
+                del self._ready[run[0]]
+
+    # --- sessions ---
+
+    def release(self, session: Key, run_id: str) -> str:
+        """Let go of a session, or of a place in its queue; gives the run that is next, empty when there is none.
+
+        The next run holds the gate from here on.
+        """
+        gate = self.sessions.get(session)
+        if gate is None:
+            return ""
+        if gate.active != run_id:
+            if run_id in gate.queue:
+                gate.queue.remove(run_id)
+            return ""
+        gate.active = gate.queue.popleft() if gate.queue else ""
+        if not gate.active:
+            del self.sessions[session]
+        return gate.active

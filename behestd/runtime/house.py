@@ -1,0 +1,60 @@
+"""What the runtime is made of: the parts that `daemon` hands to the supervisor and its drivers, and their limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from behestd.blobs.blob import Blobs
+from behestd.core.definition import Operator
+from behestd.core.route import Health, RoutePolicy
+from behestd.core.signals import Validate
+from behestd.log.log import Log
+from behestd.providers.catalog import Catalog as Models
+from behestd.providers.provider import ProviderTimeouts
+from behestd.runtime.clock import Clock, Ids, Rng
+from behestd.tools.catalog import Catalog as Tools
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of the runtime. Source of the defaults: `semantics.md` 2.9."""
+
+    active_runs: int = 512
+    """Runs that work at once; those that wait do not count."""
+    queued_runs: int = 10_000
+    session_queue: int = 16
+    tool_calls: int = 256
+    """Tool calls of all runs at once."""
+    input_bytes: int = 1024 * 1024
+    history_messages: int = 10_000
+    """Messages of earlier runs read for a run."""
+    queue_seconds: float = 900.0
+    cancel_grace_seconds: float = 10.0
+    sweep_seconds: float = 5.0
+    full_retry_seconds: float = 1.0
+    """Between two tries of a commit while the disk is full."""
+    disconnect_grace_seconds: float = 5.0
+    duplicate_window_seconds: float = 0.0
+    """Within it the same input on the same session is refused; 0: never."""
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """The parts of the runtime. Each is ready to use."""
+
+    log: Log
+    models: Models
+    tools: Tools
+    blobs: Blobs
+    clock: Clock
+    ids: Ids
+    rng: Rng
+    replica: str
+    validate: Validate
+    limits: Limits = field(default_factory=Limits)
+    operator: Operator = field(default_factory=Operator)
+    retries: RoutePolicy = field(default_factory=lambda: RoutePolicy(()))
+    model_timeouts: ProviderTimeouts = field(default_factory=ProviderTimeouts)
+    health: Callable[[], Health] = Health
+    labels: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,130 @@
+"""Turns a request for a run into an order: names resolved, definition pinned, input checked. Nothing is recorded yet.
+
+Above: the service. Below: the catalogs and the agents. Definitions are remembered for as long as nothing that they
+depend on has changed, since most runs of an agent share one.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+from behest.v1.agent_pb2 import Agent
+from behest.v1.chat_service_pb2 import Chat
+from behest.v1.definition_pb2 import RunDefinition
+from behest.v1.message_pb2 import Message, Part, Role
+from behest.v1.model_pb2 import Model, Price
+from behest.v1.run_spec_pb2 import RunSpec
+from behest.v1.tool_pb2 import Tool
+from behestd.core.definition import Resolved, define, name
+from behestd.core.times import nanoseconds
+from behestd.errors import ToolNotFound
+from behestd.providers.catalog import check
+from behestd.runtime.agents import Agents
+from behestd.runtime.house import House
+
+_REMEMBERED = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Pinned:
+    """A definition with its hash and bytes."""
+
+    definition: RunDefinition
+    hash: bytes
+    data: bytes
+
+
+class Orders:
+    """Resolves what runs are made of."""
+
+    def __init__(self, house: House, agents: Agents) -> None:
+        self._house = house
+        self._agents = agents
+        self._pinned: OrderedDict[tuple[object, ...], Pinned] = OrderedDict()
+
+    async def pin(self, namespace: str, spec: RunSpec) -> Pinned:
+        """Pin the definition that a spec asks for.
+
+        Raises AgentNotFound, ModelNotFound, ToolNotFound, and PROVIDER_CAPABILITY_MISSING when the model cannot do what
+        the definition or the input needs.
+        """
+        agent = await self._agents.resolve(namespace, spec.agent_id)
+        house = self._house
+        models, tools = house.models.current, house.tools.snapshot(namespace)
+        key = (namespace, agent.id, agent.version, _overrides(spec), id(models), id(tools))
+        pinned = self._pinned.get(key)
+        if pinned is None:
+            pinned = self._pin(namespace, spec, agent)
+            self._pinned[key] = pinned
+            if len(self._pinned) > _REMEMBERED:
+                self._pinned.popitem(last=False)
+        self._check(pinned.definition, spec)
+        return pinned
+
+    def _pin(self, namespace: str, spec: RunSpec, agent: Agent) -> Pinned:
+        models = self._models(spec, agent)
+        now_ns = self._house.clock.now_ns()
+        resolved = Resolved(
+            models=tuple(model.id for model in models),
+            prices=tuple(price_at(model, now_ns) for model in models),
+            tools=self._tools(namespace, spec, agent),
+        )
+        definition = define(agent, spec, resolved, self._house.operator)
+        digest, data = name(definition)
+        return Pinned(definition, digest, data)
+
+    def _models(self, spec: RunSpec, agent: Agent) -> list[Model]:
+        current = self._house.models.current
+        names = [spec.model or agent.model, *(() if spec.model else agent.fallback_models)]
+        found = [current.resolve(name).model for name in names]
+        return list({model.id: model for model in found}.values())
+
+    def _tools(self, namespace: str, spec: RunSpec, agent: Agent) -> tuple[Tool, ...]:
+        tools = self._house.tools.snapshot(namespace)
+        offered = tools.resolve(agent.tools)
+        if not spec.tools:
+            return offered
+        wanted = {tool.name for tool in tools.resolve(spec.tools)}
+        missing = wanted - {tool.name for tool in offered}
+        if missing:
+            raise ToolNotFound(min(missing))
+        return tuple(tool for tool in offered if tool.name in wanted)
+
+    def _check(self, definition: RunDefinition, spec: RunSpec) -> None:
+        """Refuse what the model cannot do before anything is recorded."""
+        if not definition.tools and not definition.HasField("response_format") and _is_text(spec):
+            return
+        model = self._house.models.current.resolve(definition.models[0]).model
+        message = Message(role=Role.ROLE_USER, parts=spec.input)
+        probe = Chat(messages=[message], tools=definition.tools, response_format=definition.response_format)
+        check(probe, model)
+
+
+def _is_text(spec: RunSpec) -> bool:
+    return all(part.WhichOneof("kind") == "text" for part in spec.input)
+
+
+def _overrides(spec: RunSpec) -> bytes:
+    """What of a spec goes into the definition, as bytes; empty for most runs."""
+    only = RunSpec(
+        model=spec.model,
+        tools=spec.tools,
+        output_schema_json=spec.output_schema_json,
+        provider_options_json=spec.provider_options_json,
+    )
+    for field in ("tool_choice", "sampling", "response_format"):
+        if spec.HasField(field):  # type: ignore[arg-type]
+            getattr(only, field).CopyFrom(getattr(spec, field))
+    return only.SerializeToString(deterministic=True)
+
+
+def price_at(model: Model, now_ns: int) -> Price:
+    """The last price of a model that is in effect; an empty one, which is unknown, when there is none."""
+    valid = [price for price in model.prices if nanoseconds(price.effective_time) <= now_ns]
+    return valid[-1] if valid else Price()
+
+
+def order_message(parts: list[Part], message_id: str) -> Message:
+    """The order as the first message of a run."""
+    return Message(id=message_id, role=Role.ROLE_USER, parts=parts)

@@ -1,0 +1,82 @@
+"""Reads runs and sessions back from the store: folds logs, gathers history. Nothing is changed here."""
+
+from __future__ import annotations
+
+from behest.v1.definition_pb2 import RunDefinition
+from behest.v1.event_pb2 import Event
+from behest.v1.message_pb2 import Message
+from behest.v1.tool_call_pb2 import ToolCallRecord
+from behestd.core.run import evolve, rooted
+from behestd.core.state import Run
+from behestd.errors import LogCorrupt, OutOfRange, RunNotFound, WatchCompacted
+from behestd.log import call_records, frames, views
+from behestd.log.store import RunRow, Store
+from behestd.runtime.commit import Before
+
+_PAGE_BYTES = 1024 * 1024
+
+
+async def definition_of(store: Store, run_id: str, digest: bytes) -> RunDefinition:
+    """The definition that a run is pinned to. Raises LogCorrupt when it is gone."""
+    data = await store.definition(digest)
+    if data is None:
+        raise LogCorrupt(run_id, 1, "its definition is gone")
+    return RunDefinition.FromString(data)
+
+
+async def read_run(store: Store, row: RunRow, upto: int = 0) -> Before:
+    """Fold a run's log, up to a sequence (0: its head), with the records of its open calls.
+
+    Raises LogCorrupt, NewerFormat, WatchCompacted when the log is deleted.
+    """
+    if row.first_sequence > 1:
+        raise WatchCompacted(row.first_sequence)
+    run: Run | None = None
+    calls: dict[str, ToolCallRecord] = {}
+    after, end = 0, upto or row.last_sequence
+    while after < end:
+        page = await store.chunks(row.namespace, row.run_id, after, _PAGE_BYTES)
+        if not page:
+            raise LogCorrupt(row.run_id, after + 1, "the log ends here")
+        for data in (event for chunk in page for event in frames.split(chunk.data)):
+            event = Event.FromString(data)
+            if event.sequence > end:
+                break
+            before = run
+            if before is None:
+                run = rooted(row.run_id, event, data, await _definition(store, row.run_id, event))
+            else:
+                run = evolve(before, event, data)
+                kind = event.WhichOneof("payload") or ""
+                now_ns = event.record_time.seconds * 1_000_000_000 + event.record_time.nanos
+                call_records.fold(calls, before, run, [getattr(event, kind)], now_ns)
+        after = page[-1].last_sequence
+    if run is None:
+        raise RunNotFound(row.run_id)
+    open_calls = {call.call.id for call in run.step.calls}
+    return Before(run, {call_id: record for call_id, record in calls.items() if call_id in open_calls})
+
+
+async def _definition(store: Store, run_id: str, event: Event) -> RunDefinition:
+    if event.WhichOneof("payload") != "run_created":
+        raise LogCorrupt(run_id, event.sequence, "the log does not begin with run_created")
+    return await definition_of(store, run_id, event.run_created.definition_hash)
+
+
+async def run_at(store: Store, row: RunRow, sequence: int) -> Run:
+    """The state of a run at a sequence. Raises OutOfRange beyond the head."""
+    if sequence > row.last_sequence:
+        text = f"run {row.run_id} has {row.last_sequence} events, not {sequence}"
+        raise OutOfRange(
+            "RUN_SEQUENCE_INVALID", text, runId=row.run_id, sequence=sequence, headSequence=row.last_sequence
+        )
+    before = await read_run(store, row, sequence)
+    assert before.run is not None
+    return before.run
+
+
+async def history_of(store: Store, namespace: str, session_id: str, session_index: int, limit: int) -> list[Message]:
+    """The session's messages before a run (0: all there are), oldest first, `limit` at most."""
+    before = views.position(session_index, 0) if session_index else 1 << 62
+    rows = await store.last_entries(namespace, views.MESSAGE, session_id, before, limit)
+    return [Message.FromString(row.body) for row in rows]

@@ -1,0 +1,97 @@
+"""ModelService: the catalog of providers and models with their health. Above: the edge. Below: their catalog."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from behest.v1 import model_service_pb2 as pb
+from behest.v1.model_pb2 import Model, ModelHealth, ModelHealthState, Provider
+from behestd.core.route import Health
+from behestd.core.times import timestamp
+from behestd.errors import ModelNotFound
+from behestd.providers.catalog import Snapshot
+from behestd.runtime.house import House
+from behestd.service.call import Call
+from behestd.service.methods import Handler
+from behestd.service.pages import page_of
+from behestd.service.validate import max_bytes
+
+_NAME = "/behest.v1.ModelService/"
+_MAX_NAME_BYTES = 256
+
+
+class Models:
+    """Handlers of ModelService."""
+
+    def __init__(self, house: House) -> None:
+        self._house = house
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """The handlers by full name."""
+        return {
+            _NAME + "ListProviders": self.list_providers,
+            _NAME + "ListModels": self.list_models,
+            _NAME + "GetModel": self.get_model,
+        }
+
+    async def list_providers(self, request: pb.ListProvidersRequest, call: Call) -> pb.ListProvidersResponse:
+        """List providers by id."""
+        page = page_of(request, call.namespace, (str,))
+        after = str(page.after[0]) if page.after else ""
+        current = self._house.models.current
+        names = [name for name in current.providers if name > after]
+        shown = [self._provider(current, name) for name in names[: page.size]]
+        token = page.token(names[page.size - 1]) if len(names) > page.size else ""
+        return pb.ListProvidersResponse(providers=shown, next_page_token=token)
+
+    async def list_models(self, request: pb.ListModelsRequest, call: Call) -> pb.ListModelsResponse:
+        """List models by id."""
+        page = page_of(request, call.namespace, (str,))
+        after = str(page.after[0]) if page.after else ""
+        wanted = [field.name for field, _ in request.capabilities.ListFields()]
+        found = [
+            resolved.model
+            for name, resolved in sorted(self._house.models.current.models.items())
+            if name > after
+            and request.provider_id in ("", resolved.model.provider_id)
+            and all(getattr(resolved.model.capabilities, capability) for capability in wanted)
+        ]
+        health, now_ns = self._house.health(), self._house.clock.now_ns()
+        shown = [_with_health(model, health, now_ns) for model in found[: page.size]]
+        token = page.token(found[page.size - 1].id) if len(found) > page.size else ""
+        return pb.ListModelsResponse(models=shown, next_page_token=token)
+
+    async def get_model(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
+        """Get a model by id or alias; without a name the default model."""
+        max_bytes("model", request.model, _MAX_NAME_BYTES)
+        current = self._house.models.current
+        name = request.model or current.default_model
+        found = current.models.get(name) or current.models.get(current.aliases.get(name, ""))
+        if found is None:
+            raise ModelNotFound(name)
+        model = _with_health(found.model, self._house.health(), self._house.clock.now_ns())
+        return pb.GetModelResponse(model=model)
+
+    def _provider(self, current: Snapshot, name: str) -> Provider:
+        models = [found.model.id for found in current.models.values() if found.model.provider_id == name]
+        told = Provider()
+        told.CopyFrom(current.providers[name].describe())
+        told.health.CopyFrom(_health_of(models, self._house.health(), self._house.clock.now_ns()))
+        return told
+
+
+def _with_health(model: Model, health: Health, now_ns: int) -> Model:
+    told = Model()
+    told.CopyFrom(model)
+    told.health.CopyFrom(_health_of([model.id], health, now_ns))
+    return told
+
+
+def _health_of(models: Collection[str], health: Health, now_ns: int) -> ModelHealth:
+    """The health of models taken together: open when all are, degraded when some are."""
+    due = [until_ns for model in models if (until_ns := health.open_until_ns.get(model, 0)) > now_ns]
+    if not due:
+        return ModelHealth(state=ModelHealthState.MODEL_HEALTH_STATE_HEALTHY)
+    if len(due) < len(models):
+        return ModelHealth(state=ModelHealthState.MODEL_HEALTH_STATE_DEGRADED)
+    return ModelHealth(state=ModelHealthState.MODEL_HEALTH_STATE_OPEN, retry_time=timestamp(min(due)))

@@ -1,0 +1,100 @@
+"""The gRPC server of the daemon: all services, health and reflection, on TCP and Unix sockets.
+
+Above it is `daemon`, which gives it the handlers by full method name and tells it when to start and to stop;
+below it are `methods`, `listen`, `health` and `reflection`. An edge is bound when it is made, so that a taken
+address is known before any work is done, answers from `start` on, and says NOT_SERVING before its listeners
+close.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import grpc
+
+from behestd.service import listen, reflection
+from behestd.service.admission import Admission, anybody
+from behestd.service.health import SERVICE as HEALTH_SERVICE
+from behestd.service.health import Health
+from behestd.service.methods import House, Router, wrap, wrap_all
+from behestd.service.scopes import LOCAL, Caller, Load
+from behestd.service.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from behestd.service.listen import Address
+    from behestd.service.methods import Authenticate, Context, Handler
+
+DEFAULT_ADDRESS = "127.0.0.1:7717"
+
+
+def local_caller(context: Context) -> Caller:
+    """Say who calls in local mode: always the same."""
+    return LOCAL
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What an edge is made of. `handlers` are by full name, `/package.Service/Method`."""
+
+    handlers: Mapping[str, Handler]
+    addresses: Sequence[str] = (DEFAULT_ADDRESS,)
+    settings: Settings = field(default_factory=Settings)
+    authenticate: Authenticate = local_caller
+    may_create: Callable[[Caller], None] = anybody
+    interceptors: Sequence[grpc.aio.ServerInterceptor] = ()
+    has_reflection: bool = True
+
+
+class Edge:
+    """A bound gRPC server. To be made inside a running loop; `start` and `stop` once each, in this order."""
+
+    def __init__(self, plan: Plan) -> None:
+        """Bind every address. Raises AddressUnusable and AddressRefused."""
+        addresses = [listen.parse(text) for text in plan.addresses]
+        for address in addresses:
+            if not address.is_local:
+                raise listen.AddressRefused(f"{address} is not local, and no credentials are configured")
+        settings = plan.settings
+        self.admission = Admission({Load.WATCH: settings.watches, Load.LIST: settings.lists}, plan.may_create)
+        services = sorted({name.split("/")[1] for name in plan.handlers})
+        self.health = Health(services)
+        house = House(settings, self.admission, plan.authenticate)
+        wrapped = wrap_all({**plan.handlers, **self.health.handlers()}, house)
+        if plan.has_reflection:
+            answer = reflection.Reflection((*services, HEALTH_SERVICE)).answer
+            wrapped |= {name: wrap(name, reflection.method(), answer, house) for name in reflection.METHODS}
+        self._server = grpc.aio.server(interceptors=plan.interceptors, options=settings.options())
+        self._server.add_generic_rpc_handlers((Router(wrapped),))
+        self._bound = tuple(self._bind(address) for address in addresses)
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it listens, with the ports that were found."""
+        return tuple(str(address) for address in self._bound)
+
+    async def start(self) -> None:
+        """Begin to answer. Health stays NOT_SERVING until `health.set_serving` is called."""
+        await self._server.start()
+
+    async def stop(self, grace_seconds: float) -> None:
+        """Say NOT_SERVING, close the listeners, let calls end for a while, then cut them. Idempotent."""
+        self.health.set_not_serving()
+        await self._server.stop(grace_seconds)
+        for address in self._bound:
+            if address.path:
+                listen.remove_socket(address.path)
+
+    def _bind(self, address: Address) -> Address:
+        if address.path:
+            listen.clear_stale_socket(address.path)
+        try:
+            port = self._server.add_insecure_port(str(address))
+        except RuntimeError:
+            raise listen.AddressUnusable(f"cannot listen on {address}: it is taken, or not of this machine") from None
+        if address.path:
+            listen.open_to_group(address.path)
+            return address
+        return listen.Address(host=address.host, port=port)

@@ -1,0 +1,58 @@
+"""Daemons for tests: the whole daemon in the test's own process, on a free loopback port, with a client to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import grpc
+
+from behest.client import Client
+from behest.errors import BehestError
+from behestd.daemon import Daemon, Plan
+from behestd.providers.catalog import snapshot
+from behestd.providers.scripted import Scripted
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A daemon that serves, a client of it, and a bare channel to it for raw stubs and bytes."""
+
+    daemon: Daemon
+    client: Client
+    channel: grpc.aio.Channel
+
+
+@asynccontextmanager
+async def serve(store: str = "memory", data_dir: Path | None = None, **overrides: Any) -> AsyncIterator[Served]:
+    """Serve with a store, "memory" or "sqlite", with the scripted provider unless the plan says otherwise.
+
+    Without a `data_dir` SQLite has one of its own, which goes with the daemon. It drains for half a second at most.
+    """
+    with TemporaryDirectory() as directory:
+        home = (data_dir or Path(directory) / "data") if store == "sqlite" else None
+        defaults = {
+            "models": snapshot([Scripted()], default_model="scripted/echo"),
+            "data_dir": home,
+            "addresses": ["127.0.0.1:0"],
+            "drain_seconds": 0.5,
+        }
+        async with Daemon(Plan(**(defaults | overrides))) as daemon:
+            address = daemon.addresses[0]
+            async with Client(address) as client, grpc.aio.insecure_channel(address) as channel:
+                yield Served(daemon, client, channel)
+
+
+async def refused(call: Awaitable[Any]) -> BehestError:
+    """Wait for a call of the client to fail, at most 5 s, and return its error."""
+    async with asyncio.timeout(5):
+        try:
+            answer = await call
+        except BehestError as error:
+            return error
+    raise AssertionError(f"answered {answer!r}")
