@@ -13,7 +13,7 @@ RUFF := $(VENV)/bin/ruff
 INSTALLED := $(VENV)/.installed
 INSTALLED_PROTO := $(VENV_PROTO)/.installed
 BASELINE := proto/baseline.binpb
-# Arguments for what test, bench, run and proof start, for example: make test ARGS="-k watch".
+# Arguments for what test, demo, bench, run and proof start, for example: make test ARGS="-k watch".
 ARGS ?=
 
 .PHONY: help
@@ -98,15 +98,15 @@ test: $(INSTALLED) $(INSTALLED_PROTO) ## Run the tests
 	$(PYTHON) -m pytest $(ARGS)
 
 .PHONY: check
-check: lint check-proto-breaking check-generated test ## Everything that must hold before a merge
+check: lint check-proto-breaking check-generated test demo-llm ## Everything that must hold before a merge
 
 .PHONY: demo
-demo: $(INSTALLED) ## The main job, end to end, with no key and no network
-	$(PYTHON) -m tests.demo
+demo: $(INSTALLED) ## The main job, end to end, with no key and no network (ARGS=DIRECTORY)
+	@$(PYTHON) -m tests.demo $(ARGS)
 
 .PHONY: demo-llm
-demo-llm: $(INSTALLED) ## The same with a real local model
-	$(PYTHON) -m tests.demo_llm
+demo-llm: $(INSTALLED) ## A conversation with a real small model, over a restart
+	@$(PYTHON) -m tests.demo_llm
 
 .PHONY: run
 run: $(INSTALLED) ## Start the daemon on 127.0.0.1:7717
@@ -126,5 +126,5 @@ proof: $(INSTALLED) $(INSTALLED_PROTO) ## The long proofs: crash points, torture
 
 .PHONY: clean
 clean: ## Remove environments, caches and build results
-	rm -rf $(VENV) $(VENV_PROTO) build dist clients/python/dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_PROTO) .venv-llm .cache build dist clients/python/dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

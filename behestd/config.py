@@ -149,6 +149,8 @@ class Limits(Section):
     """Tool calls of all runs at once."""
     input_bytes: Positive = MIB
     """Largest input of a run."""
+    artifact_bytes: Positive = 2048 * MIB
+    """Largest artifact."""
     history_messages: Positive = 10_000
     """Messages of earlier runs that are read for a run."""
     queue_seconds: PositiveSeconds = 900.0

@@ -144,6 +144,8 @@ class Models(Section):
     """Model of embeddings that name none, or an alias."""
     aliases: Mapping[Annotated[str, Len(1, 128)], str] = Field(default_factory=dict)
     """Other names of models: alias = "provider/name"."""
+    fallbacks: Mapping[Annotated[str, Len(1, 128)], tuple[str, ...]] = Field(default_factory=dict)
+    """Models to try after a model or alias, by its name, in calls that are no run: alias = ["provider/name"]."""
     timeouts: ModelTimeouts = ModelTimeouts()
     retries: Retries = Retries()
 

@@ -244,6 +244,8 @@ def kind_at(key: Key) -> Any:
             kind = kind.model_fields[name].annotation
         elif get_origin(kind) is Mapping:
             kind = get_args(kind)[1]
+        elif get_origin(kind) is tuple and name.isdigit():
+            kind = get_args(kind)[0]
         else:
             return None
     return kind

@@ -8,9 +8,12 @@ runs, watches end with their resume points, what is in flight ends or is left fo
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +22,7 @@ from typing import Self
 
 import structlog
 
+from behest.v1.server_pb2 import Server
 from behestd.blobs.blob import Blobs
 from behestd.blobs.file import FileBlobs
 from behestd.blobs.memory import MemoryBlobs
@@ -35,16 +39,24 @@ from behestd.runtime.admission import Admission, Rules
 from behestd.runtime.agents import Agents
 from behestd.runtime.artifacts import Artifacts
 from behestd.runtime.clock import Clock, Ids, Rng, SystemClock
+from behestd.runtime.direct_calls import DirectCalls
 from behestd.runtime.house import House, Limits
 from behestd.runtime.orders import Orders
+from behestd.runtime.passthrough import Passthrough
 from behestd.runtime.performer import Performer
+from behestd.runtime.registry import Dialling, Registry
 from behestd.runtime.supervisor import Supervisor
 from behestd.runtime.tool_performer import ToolPerformer
+from behestd.secret import Vault, parse
+from behestd.service import listen
+from behestd.service.daemon_info import Controls
 from behestd.service.handlers import Parts, handlers
+from behestd.service.scopes import Load
 from behestd.service.server import DEFAULT_ADDRESS, Edge
 from behestd.service.server import Plan as EdgePlan
 from behestd.service.settings import Settings as EdgeSettings
 from behestd.service.watch import Watches
+from behestd.tools import endpoint
 from behestd.tools.catalog import Catalog as Tools
 from behestd.tools.schema import Validators
 
@@ -52,9 +64,20 @@ logger = structlog.get_logger(__name__)
 
 EXIT_OK = 0
 EXIT_STORE_FAILED = 70
+GC_THRESHOLDS = (20_000, 20, 50)
+"""What a run allocates dies young and without cycles; the default of 700 looks at it dozens of times."""
 SWITCH_SECONDS = 0.0005
 """How long a thread keeps the interpreter while another waits for it. With the default of 5 ms a busy loop holds up the
 log's writer at each of its statements."""
+
+
+SETTLE_SECONDS = 1.0
+"""How long the start waits for tool servers to be reached."""
+
+
+def read_secret(reference: str) -> str:
+    """Read the secret that a reference names. Raises LookupError and ValueError."""
+    return Vault(os.environ).read(parse(reference)).reveal()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +94,11 @@ class Plan:
     retries: RoutePolicy = field(default_factory=lambda: RoutePolicy(()))
     model_timeouts: ProviderTimeouts = field(default_factory=ProviderTimeouts)
     edge: EdgeSettings = field(default_factory=EdgeSettings)
+    servers: Sequence[Server] = ()
+    """Tool servers of the configuration."""
+    fallbacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Models to try after a model or alias in calls without a run, by its name."""
+    secrets: Callable[[str], str] = read_secret
     heartbeat_seconds: float = 15.0
     drain_seconds: float = 25.0
 
@@ -85,6 +113,8 @@ class Daemon:
         self._stopping = asyncio.Event()
         self._is_ready = asyncio.Event()
         self._has_failed = False
+        self._drain_seconds = plan.drain_seconds
+        self._drain_end_ns = 0
 
     async def __aenter__(self) -> Self:
         """Open, recover and serve. Raises what opening raises, with everything undone."""
@@ -126,8 +156,30 @@ class Daemon:
         performer = Performer(self.house.models, plan.model_timeouts, self._clock, tools)
         self.supervisor = Supervisor(self.house, performer)
         self.watches = Watches(store, plan.heartbeat_seconds)
-        agents = Agents(store)
-        parts = Parts(
+        self.calls = DirectCalls(self.house)
+        self.registry = self._registry()
+        await self.registry.load()
+        parts = self._parts(artifacts, Agents(store))
+        self.edge = Edge(EdgePlan(handlers(parts), plan.addresses, plan.edge))
+        tasks = await stack.enter_async_context(asyncio.TaskGroup())
+        tasks.create_task(self._write())
+        tasks.create_task(self.supervisor.run(self._is_ready.set))
+        tasks.create_task(self.calls.run())
+        tasks.create_task(self.registry.run())
+        stack.push_async_callback(self._stop)
+        await artifacts.sweep()
+        await self._is_ready.wait()
+        await self.registry.settled(SETTLE_SECONDS)
+        await self.edge.start()
+        self.edge.health.set_serving()
+
+    def _registry(self) -> Registry:
+        rules = endpoint.Rules(allow_loopback=self._is_local)
+        return Registry(self.house, Dialling(self.plan.secrets, rules, self.plan.servers))
+
+    def _parts(self, artifacts: Artifacts, agents: Agents) -> Parts:
+        plan = self.plan
+        return Parts(
             house=self.house,
             supervisor=self.supervisor,
             orders=Orders(self.house, agents),
@@ -136,15 +188,21 @@ class Daemon:
             admission=Admission(plan.rules, self._clock),
             watches=self.watches,
             edge=plan.edge,
+            registry=self.registry,
+            calls=self.calls,
+            passthrough=Passthrough(self.house, plan.fallbacks),
+            controls=Controls(
+                start_ns=self._clock.now_ns(),
+                heartbeat_seconds=plan.heartbeat_seconds,
+                is_local=self._is_local,
+                watchers=lambda: self.edge.admission.statistics().in_flight[Load.WATCH],
+                drain=self.drain,
+            ),
         )
-        self.edge = Edge(EdgePlan(handlers(parts), plan.addresses, plan.edge))
-        tasks = await stack.enter_async_context(asyncio.TaskGroup())
-        tasks.create_task(self._write())
-        tasks.create_task(self.supervisor.run(self._is_ready.set))
-        stack.push_async_callback(self._stop)
-        await self._is_ready.wait()
-        await self.edge.start()
-        self.edge.health.set_serving()
+
+    @property
+    def _is_local(self) -> bool:
+        return all(listen.parse(address).is_local for address in self.plan.addresses)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -164,6 +222,17 @@ class Daemon:
         """Begin to stop."""
         self._stopping.set()
 
+    def drain(self, seconds: float | None = None) -> int:
+        """Begin to stop, within so many seconds (None: as planned). Gives when that is over, in unix nanoseconds.
+
+        What has begun goes on unchanged.
+        """
+        if not self._drain_end_ns:
+            self._drain_seconds = self.plan.drain_seconds if seconds is None else seconds
+            self._drain_end_ns = self._clock.now_ns() + int(self._drain_seconds * 1e9)
+            self.stop()
+        return self._drain_end_ns
+
     async def stopped(self) -> int:
         """Wait until the daemon is to stop; gives the exit code."""
         await self._stopping.wait()
@@ -172,10 +241,15 @@ class Daemon:
     async def _stop(self) -> None:
         """Drain: see the module's docstring."""
         self.edge.health.set_not_serving()
-        seconds = 0.0 if self._has_failed else self.plan.drain_seconds
+        seconds = 0.0 if self._has_failed else self._drain_seconds
         self.watches.drain()
+        self.log.changes.wake()
+        self.calls.refuse()
+        end = time.monotonic() + seconds
         runs = await self.supervisor.drain(seconds)
         logger.info("drained", runs=runs)
+        await self.calls.drain(max(end - time.monotonic(), 0.0))
+        self.registry.close()
         await self.edge.stop(1.0)
         self.log.close()
 
@@ -192,6 +266,9 @@ async def serve(plan: Plan, ready: Callable[[Sequence[str]], None]) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     with _signals() as asked:
         async with Daemon(plan) as daemon:
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(*GC_THRESHOLDS)
             ready(daemon.addresses)
             asked(daemon.stop)
             return await daemon.stopped()

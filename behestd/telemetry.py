@@ -1,8 +1,8 @@
 """The daemon's log: one event a line on stderr, for machines (JSON) or people (console), never in the way of a run.
 
-Above: `cli`, which opens it; everybody else asks structlog for a logger. Lines go through a bounded queue to one thread:
-when nobody reads stderr, lines are dropped and counted, and no caller waits. A line is one line, whatever is in its
-fields: control characters are escaped, long fields are cut.
+Above: `cli`, which opens it; everybody else asks structlog for a logger. Lines go through a bounded queue to one
+thread: when nobody reads stderr, lines are dropped and counted, and no caller waits. A line is one line, whatever is in
+its fields: control characters are escaped, long fields are cut.
 """
 
 from __future__ import annotations
@@ -65,9 +65,8 @@ class Telemetry:
             logger_factory=_Named,
             cache_logger_on_first_use=False,
         )
-        root = logging.getLogger()
-        root.addHandler(self._handler)
-        root.setLevel(self._level)
+        logging.getLogger().addHandler(self._handler)
+        self._set_levels()
         self._lines.start()
         return self
 
@@ -82,7 +81,12 @@ class Telemetry:
     def set_level(self, level: str) -> None:
         """Write this level and those above it from now on: "debug", "info", "warning" or "error"."""
         self._level = LEVELS[level]
-        logging.getLogger().setLevel(self._level)
+        self._set_levels()
+
+    def _set_levels(self) -> None:
+        # What libraries tell below a warning holds statements and their values: prompts, that is.
+        logging.getLogger().setLevel(max(self._level, logging.WARNING))
+        logging.getLogger(__package__).setLevel(self._level)
 
     def line(self, text: str) -> None:
         """Write a line as it is, in either format: what a person or a script waits for."""
@@ -140,12 +144,16 @@ class _Lines:
     def _run(self) -> None:
         while (line := self._queue.get()) is not None:
             self._emit(line)
-            dropped = self._dropped - self._told
-            if dropped and self._queue.empty():
-                self._told += dropped
-                self._emit(
-                    to_json({"time": _now(), "level": "warning", "event": "log lines dropped", "lines": dropped})
-                )
+            if self._queue.empty():
+                self._tell()
+        self._tell()
+
+    def _tell(self) -> None:
+        """Say how many lines were dropped since this was last said."""
+        lines = self._dropped - self._told
+        if lines:
+            self._told += lines
+            self._emit(self._render({"time": _now(), "level": "warning", "event": "log lines dropped", "lines": lines}))
 
     def _emit(self, line: str) -> None:
         data = line.encode(errors="backslashreplace") + b"\n"

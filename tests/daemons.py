@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 
 from behest.client import Client
-from behest.errors import BehestError
+from behest.errors import BehestError, from_rpc
 from behestd.daemon import Daemon, Plan
 from behestd.providers.catalog import snapshot
 from behestd.providers.scripted import Scripted
@@ -56,3 +56,29 @@ async def refused(call: Awaitable[Any]) -> BehestError:
         except BehestError as error:
             return error
     raise AssertionError(f"answered {answer!r}")
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """What a raw call was refused with; `field` is empty when the status names none."""
+
+    code: grpc.StatusCode
+    reason: str
+    field: str
+
+
+async def rejection(call: Awaitable[Any]) -> Rejection:
+    """Wait for a call of a raw stub to fail, at most 5 s, and read its status."""
+    async with asyncio.timeout(5):
+        try:
+            answer = await call
+        except grpc.aio.AioRpcError as error:
+            known = from_rpc(error)
+            field = known.violations[0][0] if known.violations else known.metadata.get("field", "")
+            return Rejection(error.code(), known.reason, field)
+    raise AssertionError(f"answered {answer!r}")
+
+
+def writes(served: Served) -> int:
+    """How many items the store of a daemon was given, so that a test can tell that nothing was."""
+    return served.daemon.log.store.statistics().items

@@ -148,8 +148,7 @@ def _last_end_ns(call: Call, tool: Tool, now_ns: int) -> int:
 def send(draft: Draft, call: Call, allowed_by: str) -> None:
     """Dispatch the next attempt of a call."""
     tool, now_ns = call.tool, draft.given.now_ns
-    if tool is None:
-        return
+    assert tool is not None
     ends = (now_ns + _limit_ns(tool, "start_to_close", _START_TO_CLOSE_NS), _last_end_ns(call, tool, now_ns))
     deadlines = [*ends, draft.run.life.deadline_ns] if draft.run.life.deadline_ns else ends
     draft.note(

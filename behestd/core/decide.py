@@ -33,7 +33,7 @@ from behestd.core.signals import (
     ToolEnded,
     Wake,
 )
-from behestd.core.state import Phase, Run, state_name
+from behestd.core.state import Phase, Run, Wait, state_name
 from behestd.core.times import SECOND, duration_ns, timestamp
 from behestd.errors import RunEnding
 
@@ -99,7 +99,7 @@ def advance(draft: Draft) -> None:
     if draft.run.state == _WAITING:
         _resume_if_due(draft)
     _heed_deadline(draft)
-    if draft.given.is_draining and draft.run.state == _RUNNING:
+    if draft.given.is_draining and draft.run.state == _RUNNING and not turn.is_over(draft.run):
         return
     while draft.run.state == _RUNNING:
         before = len(draft.payloads)
@@ -185,7 +185,7 @@ def _input(draft: Draft, given: Input) -> None:
     draft.note(events.InputReceived(input_id=given.input_id, message=given.message, principal=given.principal))
     wait = draft.run.life.wait
     if wait is not None and wait.reason == WaitReason.WAIT_REASON_INPUT:
-        resume(draft, expired=False)
+        _resume(draft, wait, expired=False)
 
 
 # --- time ---
@@ -233,7 +233,7 @@ def _expire(draft: Draft) -> None:
     elif wait.reason == WaitReason.WAIT_REASON_PAUSED:
         fail(draft, "RUNTIME_PAUSED", "what the run needs stayed paused")
     else:
-        resume(draft, expired=True)
+        _resume(draft, wait, expired=True)
 
 
 def _resume_if_due(draft: Draft) -> None:
@@ -244,14 +244,11 @@ def _resume_if_due(draft: Draft) -> None:
     is_stuck = any(call.phase in (Phase.ASKED, Phase.UNKNOWN) for call in open_calls)
     is_due = any(call.phase is Phase.BACKOFF and call.due_ns <= now_ns for call in open_calls)
     if is_due or not is_stuck or any(call.phase is Phase.ALLOWED for call in open_calls):
-        resume(draft, expired=False)
+        _resume(draft, wait, expired=False)
 
 
-def resume(draft: Draft, *, expired: bool) -> None:
+def _resume(draft: Draft, wait: Wait, *, expired: bool) -> None:
     """End a wait; the deadline goes on from where it stood."""
-    wait = draft.run.life.wait
-    if wait is None:
-        return
     deadline = timestamp(draft.given.now_ns + wait.remaining_ns)
     draft.note(events.RunResumed(reason=wait.reason, expired=expired, deadline=deadline))  # type: ignore[arg-type]
 
@@ -277,10 +274,8 @@ def _wait_if_idle(draft: Draft) -> None:
             due_ns[reason] = min(call.due_ns, due_ns.get(reason, call.due_ns))
         elif call.phase is not Phase.DONE:
             return
-    for reason in _WAITS.values():
-        if reason in due_ns:
-            draft.note(events.RunWaiting(reason=reason, until=timestamp(due_ns[reason])))
-            return
+    reason = next(reason for reason in _WAITS.values() if reason in due_ns)
+    draft.note(events.RunWaiting(reason=reason, until=timestamp(due_ns[reason])))
 
 
 # --- ends ---

@@ -157,7 +157,7 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Somebody settles a call whose outcome is unknown. `result` None: it is to be sent again."""
+    """Somebody settles a call whose outcome is unknown; NO without a result has it sent again."""
 
     call_id: str
     by: str

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from google.rpc.status_pb2 import Status
 
@@ -56,7 +56,7 @@ class Phase(IntEnum):
     """It has its result."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Call:
     """One tool call of the open step."""
 
@@ -64,6 +64,8 @@ class Call:
     tool: Tool | None
     phase: Phase = Phase.NEW
     attempt: int = 0
+    epoch: int = 0
+    """Of the owner that sent the attempt."""
     started: ToolStarted | None = None
     first_start_ns: int = 0
     due_ns: int = 0
@@ -73,7 +75,7 @@ class Call:
     """Whether it ended without anybody knowing whether it took effect."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Attempt:
     """The open attempt of a model call."""
 
@@ -83,7 +85,7 @@ class Attempt:
     reserved_tokens: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Failure:
     """A failed attempt of a model call, as the route sees it."""
 
@@ -95,7 +97,7 @@ class Failure:
     """When the next attempt is due; 0 at once."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Step:
     """The open step: one model turn and its tool calls. Number 0 is before the first."""
 
@@ -111,7 +113,7 @@ class Step:
     is_malformed: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Wait:
     """What a waiting run waits for, and how much of its time was left."""
 
@@ -120,7 +122,7 @@ class Wait:
     remaining_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Cancel:
     """Why and since when a run is about to end. `cause` 0 is the deadline."""
 
@@ -129,7 +131,7 @@ class Cancel:
     since_ns: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Life:
     """The run's place in time."""
 
@@ -145,7 +147,7 @@ class Life:
     ownership: Ownership = field(default_factory=lambda: Ownership())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Ownership:
     """What the claims of a run tell about it."""
 
@@ -158,7 +160,7 @@ class Ownership:
     """Claims in a row whose owner vanished without bringing the run forward."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Spend:
     """What a run consumed so far, all attempts together."""
 
@@ -174,7 +176,7 @@ class Spend:
     tool_calls: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Turns:
     """What is counted over the turns of a run."""
 
@@ -191,7 +193,7 @@ class Turns:
     """Ids of the inputs received, each with its sequence."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Head:
     """The end of the log: the last event's sequence, epoch and hash, and the log's size."""
 
@@ -201,7 +203,7 @@ class Head:
     log_bytes: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Run:
     """The state of a run: the fold of its log."""
 
@@ -226,16 +228,11 @@ class Run:
         return next((call for call in self.step.calls if call.call.id == call_id), None)
 
 
-_SLOTS: dict[type, tuple[tuple[str, Any, Any], ...]] = {
-    kind: tuple((name, slot.__get__, slot.__set__) for name in kind.__slots__ for slot in (getattr(kind, name),))
-    for kind in (Call, Attempt, Failure, Step, Wait, Cancel, Life, Ownership, Spend, Turns, Head, Run)
-}
-
-
 def replace(value: _Value, **changes: object) -> _Value:
-    """Make a value of this module that differs in some fields: `dataclasses.replace`, at half its cost."""
-    kind = type(value)
-    new = object.__new__(kind)
-    for name, get, put in _SLOTS[kind]:
-        put(new, changes[name] if name in changes else get(value))
+    """Make a value of this module that differs in some fields: `dataclasses.replace`, at an eighth of its cost.
+
+    This is why the values of this module have no slots.
+    """
+    new = object.__new__(type(value))
+    object.__setattr__(new, "__dict__", {**value.__dict__, **changes})
     return new

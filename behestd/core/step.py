@@ -57,18 +57,19 @@ def _requested(run: Run, payload: Payload, now_ns: int) -> Run:
 
 
 def _model_completed(run: Run, payload: Payload, now_ns: int) -> Run:
-    tools = {tool.name: tool for tool in run.definition.tools}
     asked = [part.tool_call for part in payload.message.parts if part.WhichOneof("kind") == "tool_call"]
-    calls = tuple(Call(call, tools.get(call.name)) for call in asked)
-    step = replace(run.step, open=None, answered=True, finish_reason=payload.finish_reason, calls=calls)
+    calls: tuple[Call, ...] = ()
     turns = run.turns
     if asked:
+        tools = {tool.name: tool for tool in run.definition.tools}
+        calls = tuple(Call(call, tools.get(call.name)) for call in asked)
         seen = dict.fromkeys(
             fingerprint(call.name, call.arguments_json)
             for call in asked
             if not (call.name in tools and tools[call.name].policy.doom_loop_exempt)
         )
         turns = replace(turns, fingerprints=(*turns.fingerprints, *seen)[-256:])
+    step = replace(run.step, open=None, answered=True, finish_reason=payload.finish_reason, calls=calls)
     return progressed(
         replace(
             run,
@@ -140,6 +141,7 @@ def _tool_started(run: Run, payload: Payload, now_ns: int) -> Run:
         call,
         phase=Phase.STARTED,
         attempt=payload.attempt,
+        epoch=run.head.epoch,
         started=payload,
         first_start_ns=call.first_start_ns or now_ns,
         due_ns=nanoseconds(payload.deadline),

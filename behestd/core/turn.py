@@ -269,10 +269,15 @@ def conclude(draft: Draft) -> None:
     if run.turns.malformed > MALFORMED_TURNS and step.is_malformed:
         _malformed(draft)
         return
-    if step.calls or step.inputs or _may_continue(run):
+    if not is_over(run):
         request(draft)
         return
     draft.note(events.RunCompleted(output=output(run)))
+
+
+def is_over(run: Run) -> bool:
+    """Whether the last answer is the run's end: nothing was asked for in it or said since, and it is whole."""
+    return run.step.answered and not (run.step.calls or run.step.inputs or _may_continue(run))
 
 
 def _may_continue(run: Run) -> bool:

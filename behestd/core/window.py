@@ -128,7 +128,7 @@ def mended(history: Sequence[Message]) -> Sequence[Message]:
     mended: list[Message] = []
     expected: list[str] = []
     for message in history:
-        answered = [call_id for call_id in result_ids(message) if call_id in expected]
+        answered = [call_id for call_id in dict.fromkeys(result_ids(message)) if call_id in expected]
         if result_ids(message):
             parts = {part.tool_result.call_id: part for part in message.parts}
             if answered:

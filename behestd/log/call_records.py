@@ -27,6 +27,18 @@ from behestd.core.state import Call, Run
 from behestd.core.step import error_result
 from behestd.core.times import duration, nanoseconds, timestamp
 
+_OF_CALLS = frozenset(
+    {
+        ToolStarted,
+        ToolCompleted,
+        ToolFailed,
+        ToolDenied,
+        ToolOutcomeUnknown,
+        ToolResolved,
+        ApprovalRequested,
+        ApprovalDecided,
+    }
+)
 _ENDS_BY_REASON = {
     "TOOL_TIMEOUT": ToolCallState.TOOL_CALL_STATE_TIMED_OUT,
     "TOOL_CANCELLED": ToolCallState.TOOL_CALL_STATE_CANCELLED,
@@ -44,7 +56,7 @@ def fold(
             epoch += 1
         elif isinstance(payload, ModelCompleted):
             changed |= {record.id: record for record in _asked(after, payload, now_ns)}
-        elif hasattr(payload, "call_id"):
+        elif type(payload) in _OF_CALLS:
             old = changed.get(payload.call_id) or records.get(payload.call_id)
             if old is not None:
                 changed[old.id] = _fold_one(old, payload, epoch, now_ns)

@@ -48,7 +48,7 @@ Synchronous = Literal["FULL", "NORMAL"]
 
 
 class SqliteStore:
-    """A store in a data directory. Made by `open`, ended by `close`."""
+    """A store in a data directory. Made by `open`, ended by `close`, without which the readers' threads live on."""
 
     name = "sqlite"
     durability: int = run_state_pb2.DURABILITY_CLASS_LOCAL

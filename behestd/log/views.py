@@ -81,6 +81,11 @@ def _message(run: Run, index: int, now_ns: int) -> Entry:
     return Entry(MESSAGE, message.id, run.created.session_id, run.id, place, message.SerializeToString())
 
 
+def call_position(session_index: int, step: int, index: int) -> int:
+    """Where a tool call stands in its session: by run, then by step, then in the order of its message."""
+    return session_index << _INDEX_BITS | step << _CALL_BITS | index + 1
+
+
 def _call(run: Run, record: ToolCallRecord) -> Entry:
-    place = run.life.session_index << _INDEX_BITS | record.step << _CALL_BITS | record.index + 1
+    place = call_position(run.life.session_index, record.step, record.index)
     return Entry(CALL, record.id, record.session_id, record.run_id, place, record.SerializeToString())

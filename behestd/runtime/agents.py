@@ -7,7 +7,7 @@ from behestd.errors import AgentNotFound
 from behestd.log.store import Store
 
 KIND = "agent"
-BUILT_IN = Agent(id="default", version=0, display_name="Default", is_default=True, tools=["*"])
+BUILT_IN = Agent(id="default", version=1, display_name="Default", is_default=True, tools=["*"])
 """What `default` is until somebody defines it otherwise: the default model, every tool, no instructions."""
 
 _PAGE = 1000
@@ -19,17 +19,22 @@ class Agents:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._known: dict[str, dict[str, Agent]] = {}
+        self._forgotten = 0
 
     def forget(self, namespace: str) -> None:
         """Read a namespace's agents again the next time."""
+        self._forgotten += 1
         self._known.pop(namespace, None)
 
     async def all(self, namespace: str) -> dict[str, Agent]:
         """Every agent of a namespace by id, ascending; `default` among them."""
         known = self._known.get(namespace)
         if known is None:
+            seen = self._forgotten
             known = await self._read(namespace)
-            self._known[namespace] = known
+            # What was read while somebody wrote may be old by now: it is given, but not remembered.
+            if seen == self._forgotten:
+                self._known[namespace] = known
         return known
 
     async def _read(self, namespace: str) -> dict[str, Agent]:

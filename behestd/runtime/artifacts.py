@@ -1,15 +1,15 @@
 """Artifacts: bytes kept as blobs, described by records. Bytes are durable before the record that names them.
 
-Beside an artifact's record stands a reference, a record named by the content's hash and the artifact's id, so that one look
-tells whether anything still names a blob. Records go first, blobs after them; what a crash leaves between is marked and swept
-at the next start. Above: the services and the performer of tools. Below: the log and the blobs.
+Beside an artifact's record stands a reference, a record named by the content's hash and the artifact's id, so that one
+look tells whether anything still names a blob. Records go first, blobs after them; what a crash leaves between is
+marked and swept at the next start. Above: the services and the performer of tools. Below: the log and the blobs.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
 from behest.v1.artifact_pb2 import Artifact
@@ -80,13 +80,14 @@ class Artifacts:
         """
         async with AsyncExitStack() as stack:
 
-            async def all_of_them() -> AsyncIterator[bytes]:
+            async def all_of_them() -> AsyncGenerator[bytes, None]:
                 async for piece in pieces:
                     yield piece
                 await stack.enter_async_context(self._naming)
 
+            content = await stack.enter_async_context(aclosing(all_of_them()))
             stored = await self._blobs.write(
-                namespace, all_of_them(), limit_bytes=promise.limit_bytes, expected_sha256=promise.sha256
+                namespace, content, limit_bytes=promise.limit_bytes, expected_sha256=promise.sha256
             )
             artifact = self._describe(about, stored)
             claim = Claim(namespace, request[0], request[1] + stored.sha256, artifact.id) if request else None

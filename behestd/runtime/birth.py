@@ -26,6 +26,7 @@ from behestd.runtime.house import House
 from behestd.runtime.orders import Pinned
 
 SESSION = "session"
+_QUEUE = SessionPolicy.SESSION_POLICY_QUEUE
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,7 @@ class Order:
     @property
     def policy(self) -> SessionPolicy.ValueType:
         """What happens when the session is busy."""
-        return self.spec.session_policy or SessionPolicy.SESSION_POLICY_QUEUE
+        return self.spec.session_policy or _QUEUE
 
     def session_gone(self, changed: RecordChanged) -> BehestError:
         """The error for a session that is not as it was."""

@@ -6,13 +6,13 @@ Above: the driver and the supervisor. Below: `core` (the fold) and `log.views` (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 
 from behest.v1.event_pb2 import Event
 from behest.v1.tool_call_pb2 import ToolCallRecord
 from behestd.core.run import KIND, Payload
-from behestd.core.state import Run
+from behestd.core.state import Head, Run, replace
 from behestd.core.times import timestamp
 from behestd.log import frames, views
 from behestd.log.store import Append, Claim, Guard, Put
@@ -80,7 +80,7 @@ def prepare(
     first = start.sequence + 1 if start is not None else 1
     chunk = frames.chunk(first, events)
     stored = (start.log_bytes if start is not None else 0) + len(chunk.data)
-    after = replace(after, head=replace(after.head, hash=digest, log_bytes=stored))
+    after = replace(after, head=Head(sequence, epoch, digest, stored))
     entries, calls = views.entries(before.run, before.calls, after, payloads, now_ns)
     append = Append(
         row=views.row(after),

@@ -1,8 +1,8 @@
 """Direct calls of tools: those that a client makes, which belong to no run. One attempt each; who calls may repeat it.
 
-Above: ToolService. Below: the tools' catalog and executors. A call with a key is a task that outlives the streams of those
-who wait for it; a repeat of the key joins it or gets its answer. Keys are remembered in memory alone, so a key that is not
-known here is never said to be unexecuted: only the tool's server can promise that, under the key that is made of ours.
+Above: ToolService. Below: the tools' catalog and executors. A call with a key is a task that outlives the streams of
+those who wait for it; a repeat of the key joins it or gets its answer. Keys are remembered in memory alone, so a key
+that is not known here is never said to be unexecuted: only the tool's server can promise that, under its own key.
 """
 
 from __future__ import annotations
@@ -139,20 +139,32 @@ class DirectCalls:
         self._buried: OrderedDict[Key, int] = OrderedDict()
         self._tasks: asyncio.TaskGroup | None = None
         self._made: set[asyncio.Task[None]] = set()
+        self._is_refusing = False
         self._closing = asyncio.Event()
 
     # --- life ---
 
     async def run(self) -> None:
-        """Keep the calls going until `close`, then let go of those in flight: what they did by then is not known."""
+        """Keep the calls going until `drain` is over, then let go of the rest: what they did by then is not known."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
             await self._closing.wait()
             for task in self._made:
                 task.cancel()
 
-    def close(self) -> None:
-        """Take no more calls, and let go of those in flight. Idempotent."""
+    def refuse(self) -> None:
+        """Take no more calls. Idempotent."""
+        self._is_refusing = True
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more calls, let those in flight end within a time, and let go of the rest. Idempotent."""
+        self.refuse()
+        try:
+            async with asyncio.timeout(seconds):
+                for call in list(self._open.values()):
+                    await call.end()
+        except TimeoutError:
+            logger.warning("direct calls are cut", in_flight=len(self._open))
         self._closing.set()
 
     def statistics(self) -> Statistics:
@@ -261,7 +273,7 @@ class DirectCalls:
 
     def _checked(self, namespace: str, request: CallToolRequest, trace: str) -> DirectCall:
         house = self._house
-        if self._closing.is_set():
+        if self._is_refusing:
             raise Draining
         if len(self._open) >= house.limits.tool_calls:
             raise Overloaded("direct calls of tools", house.limits.tool_calls)

@@ -12,8 +12,7 @@ here ends this run alone, FAILED with RUNTIME_INTERNAL.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 
 import structlog
@@ -26,6 +25,7 @@ from behestd.core.run import Payload
 from behestd.core.signals import (
     CallModel,
     CallTool,
+    CancelTool,
     Claim,
     Condemn,
     Effect,
@@ -46,6 +46,7 @@ from behestd.log.store import Committed, Fenced, Full, Outcome
 from behestd.log.tail import Tail
 from behestd.runtime.commit import Before, Extras, Prepared, prepare
 from behestd.runtime.house import House
+from behestd.runtime.inbox import Command, Inbox
 from behestd.runtime.live import Deltas
 from behestd.runtime.performer import Performer, Task
 from behestd.runtime.reading import history_of
@@ -56,14 +57,12 @@ _NO_EXTRAS = Extras()
 _UNSENT = (Phase.NEW, Phase.ALLOWED)
 
 
+Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
+"""Starts a task whose parent is the supervisor."""
+
+
 class Lost(Exception):
     """Raised when another owner appended to the run; the driver's state is worth nothing any more."""
-
-
-@dataclass(slots=True)
-class _Command:
-    signal: Signal
-    done: asyncio.Future[Run]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ class Driver:
         "_is_released",
         "_on_turn",
         "_performer",
-        "_wake",
+        "_spawn",
         "born",
         "deltas",
         "is_lost",
@@ -101,13 +100,16 @@ class Driver:
         "tail",
     )
 
-    def __init__(self, house: House, birth: Birth, performer: Performer, on_turn: Callable[[Driver], None]) -> None:
+    def __init__(
+        self, house: House, birth: Birth, performer: Performer, spawn: Spawn, on_turn: Callable[[Driver], None]
+    ) -> None:
         self.run = birth.run
         self.born: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
         """What came of the run's first commit, None: nobody knows. The driver ends when that is not Committed."""
         self.deltas = Deltas(self._pulse)
         self.tail: Tail | None = None
         self._on_turn = on_turn
+        self._spawn = spawn
         self._house = house
         self._birth = birth
         self._history = birth.history
@@ -115,8 +117,7 @@ class Driver:
         self._performer = performer
         self._effects: dict[Effect, asyncio.Task[None]] = {}
         self._acknowledged: set[str] = set()
-        self._inbox: deque[Signal | _Command] = deque()
-        self._wake: asyncio.Future[None] | None = None
+        self._inbox = Inbox()
         self._alarm: asyncio.TimerHandle | None = None
         self._is_draining = False
         self._is_released = False
@@ -131,7 +132,7 @@ class Driver:
 
     def tell(self, signal: Signal) -> None:
         """Put an outcome into the inbox."""
-        self._put(signal)
+        self._inbox.put(signal)
 
     def acknowledge(self, call_id: str) -> None:
         """Note that a call's server acknowledged its cancellation."""
@@ -148,7 +149,7 @@ class Driver:
         Raises what `decide` raises, StorageFull, StorageFailed.
         """
         done: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
-        self._put(_Command(signal, done))
+        self._inbox.put(Command(signal, done))
         return await done
 
     def drain(self) -> None:
@@ -160,11 +161,6 @@ class Driver:
         """Whether nothing is in flight and nothing is left to decide."""
         return not self._inbox and all(task.done() for task in self._effects.values())
 
-    def _put(self, item: Signal | _Command) -> None:
-        self._inbox.append(item)
-        if self._wake is not None and not self._wake.done():
-            self._wake.set_result(None)
-
     # --- its life ---
 
     async def live(self) -> None:
@@ -172,17 +168,11 @@ class Driver:
         if not await self._be_born():
             return
         try:
-            async with asyncio.TaskGroup() as tasks:
-                if not self._inbox:
-                    self._reconcile(tasks)
-                while not self.run.is_ended and not self._is_released:
-                    if not self._inbox:
-                        await self._wait()
-                    await self._turn(tasks)
-                for task in self._effects.values():
-                    task.cancel()
-        except* Lost as group:
-            raise Lost(self.run.id) from group
+            if not self._inbox:
+                self._reconcile()
+            while not self.run.is_ended and not self._is_released:
+                await self._inbox.wait()
+                await self._turn()
         finally:
             self._close()
 
@@ -223,34 +213,28 @@ class Driver:
     def _close(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
+        for task in self._effects.values():
+            task.cancel()
         while self._inbox:
-            item = self._inbox.popleft()
-            if isinstance(item, _Command):
+            item = self._inbox.pop()
+            if isinstance(item, Command):
                 self._answer_late(item)
 
-    def _answer_late(self, command: _Command) -> None:
+    def _answer_late(self, command: Command) -> None:
         """Answer a command that came when the run had ended or was let go."""
         if not self.run.is_ended:
-            _refuse(command, Draining() if self._is_released else StorageFailed())
+            command.refuse(Draining() if self._is_released else StorageFailed())
             return
         try:
             decide(self.run, self._given(), command.signal)
         except BehestError as error:
-            _refuse(command, error)
+            command.refuse(error)
         else:
-            if not command.done.done():
-                command.done.set_result(self.run)
+            command.answer(self.run)
 
-    async def _wait(self) -> None:
-        self._wake = asyncio.get_running_loop().create_future()
-        try:
-            await self._wake
-        finally:
-            self._wake = None
-
-    async def _turn(self, tasks: asyncio.TaskGroup) -> None:
+    async def _turn(self) -> None:
         """Decide on everything in the inbox, commit it at once, then act on it."""
-        if any(isinstance(item, Start) for item in self._inbox):
+        if self._inbox.holds(Start):
             await self._read_history()
         payloads, run, answered = self._decide()
         if payloads:
@@ -258,31 +242,30 @@ class Driver:
                 await self._commit(payloads, run)
             except BehestError as error:
                 for command in answered:
-                    _refuse(command, error)
+                    command.refuse(error)
                 raise
         for command in answered:
-            if not command.done.done():
-                command.done.set_result(self.run)
+            command.answer(self.run)
         if self.run.step.calls and any(call.phase in _UNSENT for call in self.run.step.calls):
             failpoint("tool.before_started", self.run.id)
-        self._reconcile(tasks)
+        self._reconcile()
         self._on_turn(self)
 
-    def _decide(self) -> tuple[list[Payload], Run, list[_Command]]:
+    def _decide(self) -> tuple[list[Payload], Run, list[Command]]:
         """Decide on everything in the inbox, up to a release: what to commit, the run after it, whom to answer then."""
-        run, payloads, answered = self.run, list[Payload](), list[_Command]()
+        run, payloads, answered = self.run, list[Payload](), list[Command]()
         while self._inbox:
-            item = self._inbox.popleft()
-            signal = item.signal if isinstance(item, _Command) else item
+            item = self._inbox.pop()
+            signal = item.signal if isinstance(item, Command) else item
             try:
                 decided, run = decide(run, self._given(), signal)
             except BehestError as error:
-                if not isinstance(item, _Command):
+                if not isinstance(item, Command):
                     raise
-                _refuse(item, error)
+                item.refuse(error)
                 continue
             payloads += decided
-            if isinstance(item, _Command):
+            if isinstance(item, Command):
                 answered.append(item)
             _hit_before_commit(signal, run.id)
             if isinstance(signal, Release):
@@ -338,29 +321,41 @@ class Driver:
         head = after.head.sequence
         for offset, payload in enumerate(payloads):
             sequence = head - len(payloads) + offset + 1
-            if isinstance(payload, ModelRequested):
+            kind = type(payload)
+            if kind is ModelRequested:
                 self.deltas.open(payload.step, payload.attempt, sequence)
-            elif isinstance(payload, ModelCompleted):
+            elif kind is ModelCompleted:
                 self.deltas.close(sequence)
                 if after.step.calls:
                     self.deltas.open(payload.step, 0, sequence)
-            elif isinstance(payload, ModelFailed | ModelSuperseded):
+            elif kind in (ModelFailed, ModelSuperseded):
                 self.deltas.close(sequence)
         if after.is_ended:
             self.deltas.close(head)
 
     # --- effects ---
 
-    def _reconcile(self, tasks: asyncio.TaskGroup) -> None:
+    def _reconcile(self) -> None:
         """Start what is wanted and not going on; stop what goes on and is not wanted."""
-        wishes = () if self.run.is_ended else wanted(self.run)
-        for effect in [effect for effect in self._effects if effect not in wishes]:
-            self._effects.pop(effect).cancel()
+        wishes = wanted(self.run)
+        if self._effects:
+            for effect in [effect for effect in self._effects if effect not in wishes]:
+                self._stop(effect)
         for effect in wishes:
             if effect not in self._effects and not (self._is_draining and isinstance(effect, CallModel | CallTool)):
-                task_of = Task(self.run, self._history, self.deltas, self.tell, self.acknowledge)
-                self._effects[effect] = tasks.create_task(self._performer.perform(effect, task_of))
+                self._effects[effect] = self._perform(effect)
         self._set_alarm()
+
+    def _perform(self, effect: Effect) -> asyncio.Task[None]:
+        task = Task(self.run, self._history, self.deltas, self.tell, self.acknowledge)
+        return self._spawn(self._performer.perform(effect, task))
+
+    def _stop(self, effect: Effect) -> None:
+        """Stop an effect. A tool that works on is told so; nobody waits for what it says."""
+        task = self._effects.pop(effect)
+        if isinstance(effect, CallTool) and not task.done():
+            self._perform(CancelTool(effect.call_id, effect.attempt))
+        task.cancel()
 
     def _set_alarm(self) -> None:
         if self._alarm is not None:
@@ -370,12 +365,7 @@ class Driver:
         due_ns = 0 if self.run.is_ended else alarm_ns(self.run, grace_ns)
         if due_ns:
             delay = max(due_ns - self._house.clock.now_ns(), 0) / SECOND
-            self._alarm = asyncio.get_running_loop().call_later(delay, self._put, Wake())
-
-
-def _refuse(command: _Command, error: BehestError) -> None:
-    if not command.done.done():
-        command.done.set_exception(error)
+            self._alarm = asyncio.get_running_loop().call_later(delay, self._inbox.put, Wake())
 
 
 def _hit_before_commit(signal: Signal, run_id: str) -> None:

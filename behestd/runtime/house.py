@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from behestd.blobs.blob import Blobs
+from behestd.blobs.blob import LIMIT_BYTES, Blobs
 from behestd.core.definition import Operator
 from behestd.core.route import Health, RoutePolicy
 from behestd.core.signals import Validate
@@ -27,6 +27,7 @@ class Limits:
     tool_calls: int = 256
     """Tool calls of all runs at once."""
     input_bytes: int = 1024 * 1024
+    artifact_bytes: int = LIMIT_BYTES
     history_messages: int = 10_000
     """Messages of earlier runs read for a run."""
     queue_seconds: float = 900.0

@@ -15,15 +15,24 @@ from behest.v1.definition_pb2 import RunDefinition
 from behest.v1.message_pb2 import Message, Part, Role
 from behest.v1.model_pb2 import Model, Price
 from behest.v1.run_spec_pb2 import RunSpec
+from behest.v1.session_pb2 import Session
 from behest.v1.tool_pb2 import Tool
 from behestd.core.definition import Resolved, define, name
 from behestd.core.times import nanoseconds
-from behestd.errors import ToolNotFound
+from behestd.errors import SessionNotFound, ToolNotFound, WrongState
+from behestd.log.store import SESSION_KIND
 from behestd.providers.catalog import check
 from behestd.runtime.agents import Agents
 from behestd.runtime.house import House
 
 _REMEMBERED = 1024
+
+
+class SessionArchived(WrongState):
+    """Raised when a session is put away and takes no new runs."""
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__("SESSION_ARCHIVED", f"session {session_id} is archived", sessionId=session_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +51,24 @@ class Orders:
         self._house = house
         self._agents = agents
         self._pinned: OrderedDict[tuple[object, ...], Pinned] = OrderedDict()
+
+    async def in_session(self, namespace: str, spec: RunSpec) -> RunSpec:
+        """The spec with the agent of the session that it names, unless it names one.
+
+        Raises SessionNotFound, SessionArchived.
+        """
+        record = await self._house.log.store.record(namespace, SESSION_KIND, spec.session_id, 0)
+        if record is None:
+            raise SessionNotFound(spec.session_id)
+        session = Session.FromString(record.body)
+        if session.is_archived:
+            raise SessionArchived(session.id)
+        if spec.agent_id or not session.agent_id:
+            return spec
+        settled = RunSpec()
+        settled.CopyFrom(spec)
+        settled.agent_id = session.agent_id
+        return settled
 
     async def pin(self, namespace: str, spec: RunSpec) -> Pinned:
         """Pin the definition that a spec asks for.
@@ -114,7 +141,7 @@ def _overrides(spec: RunSpec) -> bytes:
         provider_options_json=spec.provider_options_json,
     )
     for field in ("tool_choice", "sampling", "response_format"):
-        if spec.HasField(field):  # type: ignore[arg-type]
+        if spec.HasField(field):
             getattr(only, field).CopyFrom(getattr(spec, field))
     return only.SerializeToString(deterministic=True)
 

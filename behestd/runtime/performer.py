@@ -55,6 +55,12 @@ class Performer:
 
     async def perform(self, effect: Effect, task: Task) -> None:
         """Perform one effect and tell its outcome; nothing is told of an effect that is cancelled."""
+        try:
+            await self._perform(effect, task)
+        except Exception:
+            logger.exception("effect failed by a fault", run_id=task.run.id)
+
+    async def _perform(self, effect: Effect, task: Task) -> None:
         match effect:
             case CallModel():
                 task.tell(await self._call_model(effect, task))

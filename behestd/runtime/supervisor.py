@@ -125,7 +125,7 @@ class Supervisor:
         except (RequestIdReused, StorageFailed, StorageFull):
             raise
         except BehestError:
-            existing = await self._replay(order)
+            existing = await self.replay(order.namespace, order.request_id, order.digest)
             if existing is None:
                 raise
             return existing
@@ -226,7 +226,7 @@ class Supervisor:
         if isinstance(outcome, Full):
             raise StorageFull
         if isinstance(outcome, RequestTaken):
-            existing = await self._replay(order)
+            existing = await self.replay(order.namespace, order.request_id, order.digest)
             if existing is not None:
                 return existing
         if isinstance(outcome, SessionTaken):
@@ -235,20 +235,20 @@ class Supervisor:
             raise order.session_gone(outcome)
         raise RunIdTaken(order.run_id)
 
-    async def _replay(self, order: Order) -> Created | None:
+    async def replay(self, namespace: str, request_id: str, digest: bytes) -> Created | None:
         """The run that an earlier request of the same id made. Raises RequestIdReused when that was another one."""
-        claim = await self._house.log.store.request(order.namespace, order.request_id)
+        claim = await self._house.log.store.request(namespace, request_id) if request_id else None
         if claim is None:
             return None
-        if claim.digest != order.digest:
-            raise RequestIdReused(order.request_id)
-        return Created(claim.target, True, self.driver(order.namespace, claim.target))
+        if claim.digest != digest:
+            raise RequestIdReused(request_id)
+        return Created(claim.target, True, self.driver(namespace, claim.target))
 
     # --- drivers ---
 
     def _begin(self, birth: Birth) -> Driver:
         assert self._tasks is not None
-        driver = Driver(self._house, birth, self._performer, self._on_turn)
+        driver = Driver(self._house, birth, self._performer, self._tasks.create_task, self._on_turn)
         key = (birth.run.created.namespace, birth.run.id)
         if key in self._drivers:
             raise RunIdTaken(birth.run.id)
@@ -259,11 +259,11 @@ class Supervisor:
     async def _drive(self, key: Key, driver: Driver) -> None:
         try:
             await driver.live()
-        except* Lost:
+        except Lost:
             logger.warning("run lost to another owner", run_id=key[1])
-        except* StorageFailed:
+        except StorageFailed:
             logger.error("run stopped with the store", run_id=key[1])
-        except* Exception:
+        except Exception:
             logger.exception("run ended by a fault", run_id=key[1])
             await self._condemn(driver)
         finally:
@@ -341,6 +341,10 @@ class Supervisor:
         driver.begin(gate.last_index)
 
     # --- finding ---
+
+    def runs(self) -> list[Run]:
+        """All runs that have not ended."""
+        return [driver.run for driver in self._drivers.values()]
 
     def driver(self, namespace: str, run_id: str) -> Driver | None:
         """The driver of a run that exists and has not ended, if it is here."""

@@ -126,6 +126,7 @@ class ToolPerformer:
         about = Artifact(
             session_id=run.created.session_id,
             run_id=run.id,
+            call_id=state.call.id,
             name=f"{state.call.name}-{state.call.id}.txt",
             media_type="text/plain; charset=utf-8",
         )
@@ -150,7 +151,8 @@ class ToolPerformer:
         while True:
             try:
                 executor = self._executor(run, state)
-                status = await executor.status(state.started.key, run.head.epoch, _STATUS_WAIT_SECONDS)
+                # Of the attempt, not of the run: a server that never saw the key forbids it up to the epoch that asks.
+                status = await executor.status(state.started.key, state.epoch, _STATUS_WAIT_SECONDS)
             except BehestError as error:
                 logger.info("call status not known", run_id=run.id, call_id=effect.call_id, reason=error.reason)
                 await asyncio.sleep(_ASK_AGAIN_SECONDS)

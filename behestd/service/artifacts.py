@@ -1,15 +1,16 @@
 """ArtifactService: named bytes in streams. Above: the edge. Below: the artifacts of the runtime, the blobs, the log.
 
-Neither direction holds more than a chunk in memory. An upload whose client went away leaves nothing: the end of its requests
-is taken for the end of its content only when the client is still there to say so.
+Neither direction holds more than a chunk in memory. An upload whose client went away leaves nothing: the end of its
+requests is taken for the end of its content only when the client is still there to say so.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing
 from hashlib import sha256
+from typing import cast
 
 from behest.v1 import artifact_service_pb2 as pb
 from behest.v1.artifact_pb2 import Artifact
@@ -55,7 +56,12 @@ class ArtifactFiles:
         limit_bytes = self._house.limits.artifact_bytes
         header = await _header(requests)
         checks.check_header(header, limit_bytes)
-        content = _content(requests, header, limit_bytes)
+        async with aclosing(_content(requests, header, limit_bytes)) as content:
+            return await self._write(header, content, call)
+
+    async def _write(
+        self, header: pb.WriteArtifactHeader, content: AsyncIterator[bytes], call: Call
+    ) -> pb.WriteArtifactResponse:
         digest = records.digest_of(header)
         claim = await self._log.store.request(call.namespace, header.request_id) if header.request_id else None
         if claim is not None:
@@ -67,7 +73,7 @@ class ArtifactFiles:
             session_id=header.session_id, name=header.name, media_type=header.media_type, labels=header.labels
         )
         request = (header.request_id, digest) if header.request_id else None
-        promise = Promise(header.sha256, limit_bytes)
+        promise = Promise(header.sha256, self._house.limits.artifact_bytes)
         artifact, outcome = await self._artifacts.write(call.namespace, about, content, promise, request)
         if isinstance(outcome, Full):
             raise StorageFull
@@ -165,9 +171,9 @@ async def _next(requests: Requests) -> pb.WriteArtifactRequest | None:
     """The next frame, None after the last. Raises TimedOut when the client is silent for too long."""
     try:
         async with asyncio.timeout(_SILENCE_SECONDS):
-            return await anext(requests)  # type: ignore[return-value]  # the method's own message
-    except StopAsyncIteration:
-        return None
+            async for request in requests:
+                return cast("pb.WriteArtifactRequest", request)
+            return None
     except TimeoutError:
         text = f"the upload brought nothing for {_SILENCE_SECONDS:g} s"
         raise TimedOut("TRANSPORT_DEADLINE", text, limitSeconds=f"{_SILENCE_SECONDS:g}") from None
@@ -180,7 +186,7 @@ async def _header(requests: Requests) -> pb.WriteArtifactHeader:
     return first.header
 
 
-async def _content(requests: Requests, header: pb.WriteArtifactHeader, limit_bytes: int) -> AsyncIterator[bytes]:
+async def _content(requests: Requests, header: pb.WriteArtifactHeader, limit_bytes: int) -> AsyncGenerator[bytes, None]:
     """Yield the content of an upload; end only when it is as long as the header promised."""
     promised = header.size_bytes if header.HasField("size_bytes") else None
     size_bytes = 0

@@ -8,12 +8,27 @@ from dataclasses import dataclass
 from behestd.runtime.admission import Admission
 from behestd.runtime.agents import Agents
 from behestd.runtime.artifacts import Artifacts
+from behestd.runtime.direct_calls import DirectCalls
 from behestd.runtime.house import House
 from behestd.runtime.orders import Orders
+from behestd.runtime.passthrough import Passthrough
+from behestd.runtime.registry import Registry
 from behestd.runtime.supervisor import Supervisor
+from behestd.service.agents import AgentDefinitions
+from behestd.service.artifacts import ArtifactFiles
+from behestd.service.chat import Chats
+from behestd.service.daemon_info import Controls, DaemonInfo
+from behestd.service.embeddings import Embeddings
+from behestd.service.events import Events
 from behestd.service.methods import Handler
+from behestd.service.models import Models
+from behestd.service.registry import Servers
 from behestd.service.runs import Runs
+from behestd.service.session_data import SessionData
+from behestd.service.sessions import Sessions
 from behestd.service.settings import Settings
+from behestd.service.tool_calls import ToolCalls
+from behestd.service.tools import Tools
 from behestd.service.watch import Watches
 
 
@@ -29,9 +44,27 @@ class Parts:
     admission: Admission
     watches: Watches
     edge: Settings
+    registry: Registry
+    calls: DirectCalls
+    passthrough: Passthrough
+    controls: Controls
 
 
 def handlers(parts: Parts) -> Mapping[str, Handler]:
     """The handlers of every service, by full method name."""
-    runs = Runs(parts.house, parts.supervisor, parts.orders, parts.admission, parts.watches)
-    return {**runs.handlers()}
+    services = (
+        AgentDefinitions(parts.house, parts.agents),
+        ArtifactFiles(parts.house, parts.artifacts),
+        Chats(parts.passthrough),
+        DaemonInfo(parts.house, parts.supervisor, parts.calls, parts.edge, parts.controls),
+        Embeddings(parts.passthrough, parts.edge),
+        Events(parts.house.log, parts.watches),
+        Models(parts.house),
+        Runs(parts.house, parts.supervisor, parts.orders, parts.admission, parts.watches),
+        Servers(parts.registry),
+        SessionData(parts.house),
+        Sessions(parts.house, parts.supervisor, parts.agents, parts.artifacts),
+        ToolCalls(parts.house.log.store, parts.supervisor),
+        Tools(parts.house, parts.calls, parts.edge),
+    )
+    return {name: handler for service in services for name, handler in service.handlers().items()}

@@ -14,7 +14,7 @@ from behest.v1.run_state_pb2 import CancelCause, CancelMode
 from behestd.core.report import report, report_whole
 from behestd.core.signals import Cancel, Input
 from behestd.core.state import Run, state_name
-from behestd.errors import RunActive, RunEnding, RunNotFound, StorageFull
+from behestd.errors import BehestError, RunActive, RunEnding, RunNotFound, StorageFull
 from behestd.log import views
 from behestd.log.store import DeleteRun, Full, RunQuery, RunRow, Store
 from behestd.runtime.admission import Admission
@@ -100,6 +100,8 @@ class Runs:
         row = await self._row(call.namespace, request.run_id)
         if request.at_sequence:
             return pb.GetRunResponse(run=report_whole(await run_at(self._store, row, request.at_sequence)))
+        if not row.body:
+            raise RunNotFound(request.run_id)
         run = RunMessage.FromString(row.body)
         for entry in await self._store.entries(call.namespace, views.MESSAGE, run_id=request.run_id, limit=100_000):
             run.messages.add().ParseFromString(entry.body)
@@ -207,21 +209,16 @@ class Runs:
         checks.check_creation(request, spec)
         if spec.input or forked_from is None:
             self._admission.check_input("spec.input", spec.input)
-        house = self._house
-        order = Order(
-            namespace=call.namespace,
-            principal=call.caller.principal,
-            run_id=spec.run_id or house.ids.make("run"),
-            session_id=spec.session_id or house.ids.make("ses"),
-            is_new_session=not spec.session_id,
-            spec=spec,
-            pinned=await self._orders.pin(call.namespace, spec),
-            request_id=request.request_id,
-            digest=_digest(request) if request.request_id else b"",
-            trace_id=trace_id_of(call.traceparent),
-            forked_from=forked_from,
-        )
-        mark = self._admission.claim_input(order)
+        request_digest = _digest(request) if request.request_id else b""
+        try:
+            order = await self._order(request.request_id, request_digest, spec, call, forked_from)
+            mark = self._admission.claim_input(order)
+        except BehestError:
+            # A repeat gets the first result, whatever has become of session, agent and model since.
+            known = await self._supervisor.replay(call.namespace, request.request_id, request_digest)
+            if known is None:
+                raise
+            return known
         try:
             created = await self._supervisor.create(order)
         except BaseException:
@@ -230,6 +227,25 @@ class Runs:
         if order.request_id and created.replayed:
             self._admission.forget_input(mark)
         return created
+
+    async def _order(
+        self, request_id: str, request_digest: bytes, spec: RunSpec, call: Call, forked_from: ForkedFrom | None
+    ) -> Order:
+        house = self._house
+        spec = await self._orders.in_session(call.namespace, spec) if spec.session_id else spec
+        return Order(
+            namespace=call.namespace,
+            principal=call.caller.principal,
+            run_id=spec.run_id or house.ids.make("run"),
+            session_id=spec.session_id or house.ids.make("ses"),
+            is_new_session=not spec.session_id,
+            spec=spec,
+            pinned=await self._orders.pin(call.namespace, spec),
+            request_id=request_id,
+            digest=request_digest,
+            trace_id=trace_id_of(call.traceparent),
+            forked_from=forked_from,
+        )
 
     async def _report(self, namespace: str, created: Created) -> RunMessage:
         if created.driver is not None:

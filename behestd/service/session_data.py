@@ -152,18 +152,11 @@ class SessionData:
                     record.namespace, KIND, record.parent, record.create_time_ns
                 )
                 if count >= MAX_ENTRIES:
-                    raise TooManyEntries(record.parent)
+                    text = f"session {record.parent} has {count} entries, at most {MAX_ENTRIES} are allowed"
+                    raise Exhausted("REQUEST_TOO_LARGE", text, field="key", limit=MAX_ENTRIES)
                 outcome = await records.commit(self._log, change)
         assert isinstance(outcome, Committed | RecordChanged)
         return outcome
-
-
-class TooManyEntries(Exhausted):
-    """Raised when a session has as many entries as it may."""
-
-    def __init__(self, session_id: str) -> None:
-        text = f"session {session_id} has {MAX_ENTRIES} entries, its limit"
-        super().__init__("REQUEST_TOO_LARGE", text, field="key", limit=MAX_ENTRIES, sessionId=session_id)
 
 
 def _name(session_id: str, key: str) -> str:

@@ -81,6 +81,9 @@ def in_force(policy: ToolPolicy | None, retention_seconds: float | None) -> Tool
     merged.CopyFrom(DEFAULTS)
     if policy is not None:
         merged.MergeFrom(policy)
+        for limit, value in policy.timeouts.ListFields():
+            # Merging mixes the seconds of one duration with the nanoseconds of the other.
+            getattr(merged.timeouts, limit.name).CopyFrom(value)
     forgets = retention_seconds is None or retention_seconds < MIN_RETENTION_SECONDS
     if merged.side_effect not in _CLASSES or (forgets and merged.side_effect in _NEEDS_MEMORY):
         merged.side_effect = SideEffect.SIDE_EFFECT_NON_IDEMPOTENT

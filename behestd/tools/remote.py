@@ -30,7 +30,7 @@ from behest.v1.tool_service_pb2 import (
 )
 from behestd.core.times import duration, timestamp
 from behestd.tools import remote_errors
-from behestd.tools.remote_channel import Link, connect, open_channel
+from behestd.tools.remote_channel import Link, connect, lost, open_channel
 from behestd.tools.remote_result import checked, too_large
 from behestd.tools.schema import Validators
 from behestd.tools.tool import (
@@ -148,6 +148,10 @@ class RemoteServer:
     async def connect(self, limits: Timeouts) -> None:
         """Wait for a connection. Raises ToolFailure, NOT_SENT."""
         await connect(self._channel, min(limits.connect_seconds, limits.start_to_close_seconds))
+
+    async def lost(self) -> None:
+        """Wait until the connection that stands is gone."""
+        await lost(self._channel)
 
     def failure(self, error: grpc.aio.AioRpcError) -> ToolFailure:
         """Make the failure that a status tells."""

@@ -98,3 +98,9 @@ async def connect(channel: grpc.aio.Channel, timeout_seconds: float) -> None:
     except TimeoutError as exc:
         text = f"no connection to the server within {limit_seconds:g} s"
         raise remote_errors.not_sent("TOOL_UNAVAILABLE", text) from exc
+
+
+async def lost(channel: grpc.aio.Channel) -> None:
+    """Wait until the connection that stands is gone. Returns at once when none does."""
+    while channel.get_state() is grpc.ChannelConnectivity.READY:
+        await channel.wait_for_state_change(grpc.ChannelConnectivity.READY)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from behest.v1.definition_pb2 import RunDefinition
@@ -22,10 +25,20 @@ def definition_of(name: str) -> RunDefinition:
     return RunDefinition.FromString((PLACE / f"{name}.definition.binpb").read_bytes())
 
 
+def only(today: Any, then: Any) -> Any:
+    """What today's state says of the fields that there were then."""
+    if isinstance(then, dict) and isinstance(today, dict):
+        return {key: only(value, then[key]) for key, value in today.items() if key in then}
+    if isinstance(then, list) and isinstance(today, list):
+        return [only(*pair) for pair in zip(today, then, strict=True)]
+    return today
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_old_log_folds_to_its_state(name: str) -> None:  # I19
     run = fold("run_1", log_of(name), definition_of(name))
-    assert as_json(run) == (PLACE / f"{name}.state.json").read_text()
+    today, then = json.loads(as_json(run)), json.loads((PLACE / f"{name}.state.json").read_text())
+    assert only(today, then) == then
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,4 @@
-"""A world for simulation: one log, two replicas that may hold a state of it, a hand clock, and an outside with a ledger.
+"""A world for simulation: one log, two replicas that may hold a state of it, a hand clock, an outside with a ledger.
 
 Appended is durable. A replica decides on the state it holds; its append wins only if the log still ends where that
 state does (compare-and-set), so a replica that was taken over learns of it when it appends. What tools really did is
@@ -187,7 +187,7 @@ class World(Stage):
         return flight
 
     def arrive(self, flight: Flight) -> bool:
-        """A tool's request arrives and is executed, unless its key is buried or known; whether it counts as executed."""
+        """A tool's request arrives and is executed, unless its key is buried or known; True: it took effect."""
         assert isinstance(flight.effect, CallTool)
         call_id = flight.effect.call_id
         if flight.arrived:

@@ -9,7 +9,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -34,9 +34,22 @@ ROOT = Path(__file__).resolve().parents[2]
 MANY = 1 << 30
 
 
-async def open_store(tmp_path: Path, **options: int) -> SqliteStore:
+opened: list[SqliteStore] = []
+
+
+@pytest.fixture(autouse=True)
+async def readers_of_failed_tests_end() -> AsyncIterator[None]:
+    """Close what a failed test left open: the threads of readers would keep the process from ending."""
+    yield
+    for store in opened:
+        await store._reader.close()
+    opened.clear()
+
+
+async def open_store(tmp_path: Path, *, ballast_bytes: int = 0) -> SqliteStore:
     """Open the store of a test, without ballast unless told."""
-    return await SqliteStore.open(tmp_path / "data", **({"ballast_bytes": 0} | options))  # type: ignore[arg-type]
+    opened.append(await SqliteStore.open(tmp_path / "data", ballast_bytes=ballast_bytes))
+    return opened[-1]
 
 
 def database(tmp_path: Path) -> Path:
@@ -194,7 +207,7 @@ async def test_a_busy_loop_does_not_starve_commits(tmp_path: Path) -> None:
     async with asyncio.timeout(5), asyncio.TaskGroup() as group:
         group.create_task(keep_busy())
         run = Script()
-        for _ in range(50):
+        for _ in range(5):
             await store.write([run.append()])
         is_over = True
     await store.close()

@@ -190,6 +190,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """Another identity registered that name. ALREADY_EXISTS; name."""
     ERROR_REASON_TOOL_ENDPOINT_REFUSED: _ErrorReason.ValueType  # 920
     """The endpoint is not one that may be called. PERMISSION_DENIED; endpoint, rule."""
+    ERROR_REASON_TOOL_SERVER_CONFIGURED: _ErrorReason.ValueType  # 921
+    """The server is in the configuration, and no call can change it. FAILED_PRECONDITION; serverId."""
     ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 1000
     """There is no such request. NOT_FOUND; runId, callId."""
     ERROR_REASON_APPROVAL_DECIDED: _ErrorReason.ValueType  # 1001
@@ -413,6 +415,8 @@ ERROR_REASON_TOOL_SERVER_NAME_TAKEN: ErrorReason.ValueType  # 919
 """Another identity registered that name. ALREADY_EXISTS; name."""
 ERROR_REASON_TOOL_ENDPOINT_REFUSED: ErrorReason.ValueType  # 920
 """The endpoint is not one that may be called. PERMISSION_DENIED; endpoint, rule."""
+ERROR_REASON_TOOL_SERVER_CONFIGURED: ErrorReason.ValueType  # 921
+"""The server is in the configuration, and no call can change it. FAILED_PRECONDITION; serverId."""
 ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 1000
 """There is no such request. NOT_FOUND; runId, callId."""
 ERROR_REASON_APPROVAL_DECIDED: ErrorReason.ValueType  # 1001

@@ -97,8 +97,8 @@ class RegistryServiceServicer(object):
     def UnregisterServer(self, request, context):
         """Removes a registration. No new call goes to the server; calls in flight end as they would.
 
-        This call is idempotent, and must not return an error if the server does not exist. Fails with FAILED_PRECONDITION
-        when the server is configured.
+        This call is idempotent, and must not return an error if the server does not exist. Fails with
+        TOOL_SERVER_CONFIGURED when the server is in the configuration.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -51,8 +51,8 @@ class RegistryServiceStub:
     UnregisterServer: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.UnregisterServerRequest, _registry_service_pb2.UnregisterServerResponse]
     """Removes a registration. No new call goes to the server; calls in flight end as they would.
 
-    This call is idempotent, and must not return an error if the server does not exist. Fails with FAILED_PRECONDITION
-    when the server is configured.
+    This call is idempotent, and must not return an error if the server does not exist. Fails with
+    TOOL_SERVER_CONFIGURED when the server is in the configuration.
     """
     AttachServer: _grpc.StreamStreamMultiCallable[_registry_service_pb2.AttachServerRequest, _registry_service_pb2.AttachServerResponse]
     """Attaches the caller as a server, which serves over this stream until it ends.
@@ -86,8 +86,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
     UnregisterServer: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UnregisterServerRequest, _registry_service_pb2.UnregisterServerResponse]  # type: ignore[assignment]
     """Removes a registration. No new call goes to the server; calls in flight end as they would.
 
-    This call is idempotent, and must not return an error if the server does not exist. Fails with FAILED_PRECONDITION
-    when the server is configured.
+    This call is idempotent, and must not return an error if the server does not exist. Fails with
+    TOOL_SERVER_CONFIGURED when the server is in the configuration.
     """
     AttachServer: _aio.StreamStreamMultiCallable[_registry_service_pb2.AttachServerRequest, _registry_service_pb2.AttachServerResponse]  # type: ignore[assignment]
     """Attaches the caller as a server, which serves over this stream until it ends.
@@ -142,8 +142,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_registry_service_pb2.UnregisterServerResponse, _abc.Awaitable[_registry_service_pb2.UnregisterServerResponse]]:
         """Removes a registration. No new call goes to the server; calls in flight end as they would.
 
-        This call is idempotent, and must not return an error if the server does not exist. Fails with FAILED_PRECONDITION
-        when the server is configured.
+        This call is idempotent, and must not return an error if the server does not exist. Fails with
+        TOOL_SERVER_CONFIGURED when the server is in the configuration.
         """
 
     @_abc_1.abstractmethod

@@ -1,0 +1,97 @@
+"""`behestd serve`: from settings to a daemon, and from its end to an exit code.
+
+Above: people and systemd. Below: `planning`, `daemon`, `telemetry`. Tells that it is ready in three ways: a line on
+stderr, the first address on `--ready-fd`, and READY=1 to systemd.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import structlog
+
+from behestd import __version__, planning
+from behestd.cli import exits
+from behestd.cli.settings import load_or_exit, origin, refuse, settings_options
+from behestd.config_source import ConfigInvalid, Configuration
+from behestd.daemon import serve as serve_plan
+from behestd.notify import notify
+from behestd.telemetry import Telemetry
+
+logger = structlog.get_logger(__name__)
+
+
+@click.command()
+@settings_options
+def serve(config: Path | None, **given: Any) -> None:
+    """Run the daemon in the foreground until SIGTERM or SIGINT; a second one ends the drain at once."""
+    os.umask(0o077)
+    configuration = load_or_exit(origin(config, given))
+    ready_fd = configuration.settings.server.ready_fd
+    if ready_fd is not None:
+        try:
+            os.fstat(ready_fd)
+        except OSError:
+            refuse(configuration.invalid(("server", "ready_fd"), f"descriptor {ready_fd} is not open"))
+    log = configuration.settings.log
+    shape = log.format if log.format != "auto" else "console" if sys.stderr.isatty() else "json"
+    with Telemetry(format=shape, level=log.level) as telemetry:
+        code = _run(configuration, telemetry)
+    sys.exit(code)
+
+
+def _run(configuration: Configuration, telemetry: Telemetry) -> int:
+    """Serve and return the exit code; what is unexpected is raised."""
+    settings = configuration.settings
+    logger.info("starting behestd", version=__version__, storage=settings.storage.kind, pid=os.getpid())
+
+    def ready(addresses: Sequence[str]) -> None:
+        telemetry.line(f"ready address={','.join(addresses)} in {process_age_seconds():.2f}s")
+        _write_address(settings.server.ready_fd, addresses)
+        notify(os.environ.get("NOTIFY_SOCKET", ""), "READY=1")
+
+    try:
+        code = asyncio.run(serve_plan(planning.plan(configuration), ready))
+    except asyncio.CancelledError:
+        # A second signal: what was in flight is taken up at the next start.
+        code = 0
+    except exits.KNOWN as error:
+        found = exits.code_of(error)
+        if found is None:
+            raise
+        code = found[0]
+        _tell(telemetry, found[1])
+    logger.info("stopped", code=code)
+    return code
+
+
+def _tell(telemetry: Telemetry, error: BaseException) -> None:
+    problems = error.problems if isinstance(error, ConfigInvalid) else (error,)
+    for problem in problems:
+        telemetry.line(f"behestd: {problem}")
+
+
+def _write_address(descriptor: int | None, addresses: Sequence[str]) -> None:
+    """Write the first address for a script that waits for it, and close the descriptor."""
+    if descriptor is None:
+        return
+    # A script that has gone away needs no address.
+    with contextlib.suppress(OSError):
+        os.write(descriptor, f"{addresses[0]}\n".encode())
+    if descriptor > 2:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+
+def process_age_seconds() -> float:
+    """Return how long ago this process was started, by the kernel's count (proc(5), starttime)."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started / os.sysconf("SC_CLK_TCK")

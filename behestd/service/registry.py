@@ -1,0 +1,142 @@
+"""RegistryService: registrations of remote processes that the daemon dials. Above: the edge. Below: `runtime.registry`.
+
+Attached servers are not offered here yet: they are refused, whole, as unsupported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from behest.v1 import registry_service_pb2 as pb
+from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer
+from behestd.errors import Forbidden, InvalidRequest, Unsupported
+from behestd.runtime.dialled import Dialled
+from behestd.runtime.registry import Owner, Registry
+from behestd.service.call import Call
+from behestd.service.methods import Handler
+from behestd.service.pages import page_of
+from behestd.service.scopes import ADMIN, Caller
+from behestd.service.settings import MIB
+from behestd.service.status import run_error
+from behestd.service.validate import duration, identifier, known, labels, max_bytes, required, required_message
+
+_NAME = "/behest.v1.RegistryService/"
+_PAGE_BYTES = 3 * MIB
+_MAX_ADDRESS_BYTES = 512
+_MAX_REFERENCE_BYTES = 4096
+_REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\0]+|credential:[A-Za-z0-9_.@:-]{1,255}")
+
+
+class Servers:
+    """Handlers of RegistryService."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+
+    def handlers(self) -> Mapping[str, Handler]:
+        """The handlers by full name."""
+        return {
+            _NAME + "RegisterServer": self.register_server,
+            _NAME + "GetServer": self.get_server,
+            _NAME + "ListServers": self.list_servers,
+            _NAME + "UnregisterServer": self.unregister_server,
+        }
+
+    async def register_server(self, request: pb.RegisterServerRequest, call: Call) -> pb.RegisterServerResponse:
+        """Register a server and dial it."""
+        required_message(request, "server")
+        _check(request.server, call.caller)
+        made, replayed = await self._registry.register(
+            call.namespace, request.server, _owner(call), replace=request.replace
+        )
+        return pb.RegisterServerResponse(server=_shown(made), replayed=replayed)
+
+    async def get_server(self, request: pb.GetServerRequest, call: Call) -> pb.GetServerResponse:
+        """Get a server."""
+        identifier("server_id", request.server_id)
+        return pb.GetServerResponse(server=_shown(self._registry.find(call.namespace, request.server_id)))
+
+    async def list_servers(self, request: pb.ListServersRequest, call: Call) -> pb.ListServersResponse:
+        """List servers by name."""
+        page = page_of(request, call.namespace, (str,))
+        _check_filters(request)
+        after = str(page.after[0]) if page.after else ""
+        response = pb.ListServersResponse()
+        size_bytes = 0
+        for name in self._registry.names(call.namespace):
+            server = self._registry.named(call.namespace, name)
+            if server is None or name <= after or not _passes(server, request):
+                continue
+            shown = _shown(server)
+            size_bytes += shown.ByteSize()
+            if len(response.servers) == page.size or (response.servers and size_bytes > _PAGE_BYTES):
+                response.next_page_token = page.token(response.servers[-1].name)
+                break
+            response.servers.append(shown)
+        return response
+
+    async def unregister_server(self, request: pb.UnregisterServerRequest, call: Call) -> pb.UnregisterServerResponse:
+        """Remove a registration."""
+        identifier("server_id", request.server_id)
+        await self._registry.unregister(call.namespace, request.server_id, _owner(call))
+        return pb.UnregisterServerResponse()
+
+
+def _owner(call: Call) -> Owner:
+    return Owner(call.caller.principal, call.caller.has(ADMIN))
+
+
+def _shown(server: Dialled) -> Server:
+    told = server.report()
+    if server.error is not None:
+        told.error.CopyFrom(run_error(server.error))
+    return told
+
+
+def _passes(server: Dialled, request: pb.ListServersRequest) -> bool:
+    has_offer = not request.offers or any(offer in request.offers for offer in server.registration.offers)
+    return has_offer and request.name in ("", server.name)
+
+
+def _check_filters(request: pb.ListServersRequest) -> None:
+    if request.name:
+        identifier("name", request.name)
+    for index, offer in enumerate(request.offers):
+        known(f"offers[{index}]", offer, ServerOffer.DESCRIPTOR)
+
+
+def _check(server: Server, caller: Caller) -> None:
+    """Check a registration; addresses, policies, the prefix and the tools are checked where they are used."""
+    identifier("server.name", server.name)
+    known("server.connection", server.connection, ServerConnection.DESCRIPTOR)
+    if server.connection == ServerConnection.SERVER_CONNECTION_ATTACHED:
+        raise Unsupported("REQUEST_UNSUPPORTED", "attached servers are not offered here", feature="AttachServer")
+    required("server.address", server.address)
+    max_bytes("server.address", server.address, _MAX_ADDRESS_BYTES)
+    required("server.offers", server.offers)
+    for index, offer in enumerate(server.offers):
+        known(f"server.offers[{index}]", offer, ServerOffer.DESCRIPTOR)
+        if offer != ServerOffer.SERVER_OFFER_TOOLS:
+            name = ServerOffer.Name(offer)
+            raise Unsupported("REQUEST_UNSUPPORTED", f"servers that offer {name} are not taken here", feature=name)
+    labels("server.labels", server.labels)
+    if server.HasField("dedupe_retention"):
+        duration("server.dedupe_retention", server.dedupe_retention)
+    _check_references(server, caller)
+
+
+def _check_references(server: Server, caller: Caller) -> None:
+    """Check references to secrets. Only admins may give one: it makes the daemon read a file and send what it holds."""
+    references = {"server.token_ref": server.token_ref}
+    for name in ("ca_ref", "certificate_ref", "key_ref"):
+        references[f"server.tls.{name}"] = getattr(server.tls, name)
+    for path, reference in references.items():
+        max_bytes(path, reference, _MAX_REFERENCE_BYTES)
+        if reference and not _REFERENCE.fullmatch(reference):
+            raise InvalidRequest(path, "must be env:NAME, file:/path or credential:NAME")
+        if reference and not caller.has(ADMIN):
+            raise Forbidden("AUTH_SCOPE_MISSING", f"{path} needs the scope {ADMIN}", scope=ADMIN)
+    if server.tls.certificate_ref and not server.tls.key_ref:
+        raise InvalidRequest("server.tls.key_ref", "is required with certificate_ref")
+    max_bytes("server.tls.server_name", server.tls.server_name, _MAX_ADDRESS_BYTES)
