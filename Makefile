@@ -58,6 +58,12 @@ proto: $(INSTALLED_PROTO) ## Generate the Python contract from proto/
 proto-baseline: $(INSTALLED) ## Accept today's contract as what must not break
 	$(BUF) build proto --exclude-source-info -o $(BASELINE)
 
+.PHONY: docs
+docs: $(INSTALLED) ## Write the documents that are generated
+	$(PYTHON) -m tests.tools.errors_doc
+	$(PYTHON) -m tests.tools.coverage_doc
+	$(VENV)/bin/behestd config-example --markdown > docs/configuration.md
+
 .PHONY: fmt
 fmt: $(INSTALLED) ## Repair what lint reports, where a tool can
 	$(RUFF) check --fix-only --exit-zero .

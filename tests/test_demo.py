@@ -62,7 +62,7 @@ def call(name: str, **arguments: object) -> Reply:
 
 
 async def test_the_demo_shows_the_main_job_over_the_files_of_a_directory(tmp_path: Path) -> None:
-    # C024, C032, C042, C045, C079, C080, C083, C085
+    # C024, C042, C045, C080, C083, C085
     story = await demo(files(tmp_path))
     assert "checked: 2 files are there, 2 hits stand in their files" in story
     assert "(attempt 2)" in story

@@ -115,7 +115,7 @@ def documents(text: str) -> list[dict[str, Any]]:
 @pytest.mark.timeout(BUILD_SECONDS + 60)
 async def test_the_commands_of_the_readme_list_describe_and_stream_a_run(
     said: Callable[[Command], Command], tmp_path: Path
-) -> None:  # C042, C144
+) -> None:  # C042
     shown = commands(README.read_text())
     assert {"list", "describe", "behest.v1.RunService/StreamRun"} <= {word for each in shown for word in each}
     async with running(tmp_path) as daemon:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -86,7 +86,7 @@ class DirectCall:
         """Bytes of the answer."""
         return sum(part.ByteSize() for part in self.outcome.parts) if isinstance(self.outcome, Answer) else 0
 
-    async def progress(self) -> AsyncIterator[Progress]:
+    async def progress(self) -> AsyncGenerator[Progress, None]:
         """Yield progress until there is an outcome; of a reader that lags the latest 256 are kept."""
         position = 0
         while True:

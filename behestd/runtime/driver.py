@@ -20,6 +20,7 @@ import structlog
 from behest.v1.message_pb2 import Message
 from behest.v1.model_event_pb2 import ModelCompleted, ModelFailed, ModelRequested, ModelSuperseded
 from behest.v1.run_event_pb2 import ClaimReason, RunReleased
+from behest.v1.run_state_pb2 import RunState
 from behestd.core.decide import decide
 from behestd.core.run import Payload
 from behestd.core.signals import (
@@ -206,9 +207,10 @@ class Driver:
     async def condemn(self) -> None:
         """End the run by reason of a fault of the daemon."""
         condemned = Condemn("RUNTIME_INTERNAL", "a fault of the daemon ended the run")
-        payloads, after = decide(self.run, self._given(), condemned)
+        now_ns = self._house.clock.now_ns()
+        payloads, after = decide(self.run, self._given(now_ns), condemned)
         if payloads:
-            await self._commit(payloads, after)
+            await self._commit(payloads, after, now_ns)
 
     def _close(self) -> None:
         if self._alarm is not None:
@@ -226,7 +228,7 @@ class Driver:
             command.refuse(Draining() if self._is_released else StorageFailed())
             return
         try:
-            decide(self.run, self._given(), command.signal)
+            decide(self.run, self._given(self._house.clock.now_ns()), command.signal)
         except BehestError as error:
             command.refuse(error)
         else:
@@ -236,10 +238,12 @@ class Driver:
         """Decide on everything in the inbox, commit it at once, then act on it."""
         if self._inbox.holds(Start):
             await self._read_history()
-        payloads, run, answered = self._decide()
+        # One time for decisions and events: a fold of the log must come to the same state.
+        now_ns = self._house.clock.now_ns()
+        payloads, run, answered = self._decide(now_ns)
         if payloads:
             try:
-                await self._commit(payloads, run)
+                await self._commit(payloads, run, now_ns)
             except BehestError as error:
                 for command in answered:
                     command.refuse(error)
@@ -251,14 +255,14 @@ class Driver:
         self._reconcile()
         self._on_turn(self)
 
-    def _decide(self) -> tuple[list[Payload], Run, list[Command]]:
+    def _decide(self, now_ns: int) -> tuple[list[Payload], Run, list[Command]]:
         """Decide on everything in the inbox, up to a release: what to commit, the run after it, whom to answer then."""
         run, payloads, answered = self.run, list[Payload](), list[Command]()
         while self._inbox:
             item = self._inbox.pop()
             signal = item.signal if isinstance(item, Command) else item
             try:
-                decided, run = decide(run, self._given(), signal)
+                decided, run = decide(run, self._given(now_ns), signal)
             except BehestError as error:
                 if not isinstance(item, Command):
                     raise
@@ -278,10 +282,10 @@ class Driver:
         store = self._house.log.store
         self._history = tuple(await history_of(store, created.namespace, created.session_id, 0, limit))
 
-    def _given(self) -> Given:
+    def _given(self, now_ns: int) -> Given:
         house = self._house
         return Given(
-            now_ns=house.clock.now_ns(),
+            now_ns=now_ns,
             random=house.rng.random(),
             replica=house.replica,
             validate=house.validate,
@@ -294,10 +298,10 @@ class Driver:
             acknowledged=frozenset(self._acknowledged),
         )
 
-    async def _commit(self, payloads: list[Payload], after: Run) -> None:
+    async def _commit(self, payloads: list[Payload], after: Run, now_ns: int) -> None:
         """Make the decision durable. A full disk is waited for: what came of effects is kept until then."""
         house = self._house
-        stamp = (house.ids, house.clock.now_ns(), self._birth.trace_id)
+        stamp = (house.ids, now_ns, self._birth.trace_id)
         prepared = prepare(self._before, after, payloads, stamp, _NO_EXTRAS)
         # Before the commit: its watchers are woken before this task is.
         self._move_deltas(payloads, after)
@@ -317,21 +321,24 @@ class Driver:
         self._is_released = isinstance(payloads[-1], RunReleased)
 
     def _move_deltas(self, payloads: list[Payload], after: Run) -> None:
-        """Open and close stretches of deltas as the events of a commit say, by the sequences that they have or get."""
-        head = after.head.sequence
-        for offset, payload in enumerate(payloads):
-            sequence = head - len(payloads) + offset + 1
+        """Open and close stretches of deltas as the events of a commit say, by the sequences that they have or get.
+
+        A stretch closes with the first event of the commit, since frames do not split a commit.
+        """
+        first = after.head.sequence - len(payloads) + 1
+        for sequence, payload in enumerate(payloads, start=first):
             kind = type(payload)
             if kind is ModelRequested:
+                self.deltas.close(first)
                 self.deltas.open(payload.step, payload.attempt, sequence)
             elif kind is ModelCompleted:
-                self.deltas.close(sequence)
+                self.deltas.close(first)
                 if after.step.calls:
                     self.deltas.open(payload.step, 0, sequence)
             elif kind in (ModelFailed, ModelSuperseded):
-                self.deltas.close(sequence)
+                self.deltas.close(first)
         if after.is_ended:
-            self.deltas.close(head)
+            self.deltas.close(first)
 
     # --- effects ---
 
@@ -362,7 +369,9 @@ class Driver:
             self._alarm.cancel()
             self._alarm = None
         grace_ns = int(self._house.limits.cancel_grace_seconds * SECOND)
-        due_ns = 0 if self.run.is_ended else alarm_ns(self.run, grace_ns)
+        # While draining nothing would be decided about a run that works, so nothing wakes it.
+        sleeps = self.run.is_ended or (self._is_draining and self.run.state == RunState.RUN_STATE_RUNNING)
+        due_ns = 0 if sleeps else alarm_ns(self.run, grace_ns)
         if due_ns:
             delay = max(due_ns - self._house.clock.now_ns(), 0) / SECOND
             self._alarm = asyncio.get_running_loop().call_later(delay, self._inbox.put, Wake())

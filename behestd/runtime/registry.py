@@ -259,14 +259,15 @@ class Registry:
 
     async def _learn(self, server: Dialled, tools: Sequence[Tool]) -> None:
         """Take what a server lists now, if that has changed."""
-        if self.named(server.namespace, server.name) is not server:
-            return
-        is_known = list(tools) == list(server.tools)
-        if is_known and len(server.tool_names) == len(tools):
-            return
-        self._offer(server, tools)
-        if not is_known:
-            await self._commit(Change(puts=(_tools_put(server),)))
+        async with self._lock:
+            if self.named(server.namespace, server.name) is not server:
+                return
+            is_known = list(tools) == list(server.tools)
+            if is_known and len(server.tool_names) == len(tools):
+                return
+            self._offer(server, tools)
+            if not is_known:
+                await self._commit(Change(puts=(_tools_put(server),)))
 
     def _offer(self, server: Dialled, tools: Sequence[Tool]) -> None:
         """Put a server's tools into the catalog, all or none. Raises InvalidRequest and ToolNameTaken."""

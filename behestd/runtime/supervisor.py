@@ -130,7 +130,15 @@ class Supervisor:
                 raise
             return existing
         finally:
+            self._let_in(key, self._drivers.get((order.namespace, order.run_id)))
+
+    def _let_in(self, key: Key, driver: Driver | None) -> None:
+        """Let the next request of the same id in, as soon as it is known what became of this one."""
+        if driver is None or driver.born.done():
             self._creating.pop(key).set()
+        else:
+            # Its client has left.
+            driver.born.add_done_callback(lambda _: self._creating.pop(key).set())
 
     async def _create(self, order: Order) -> Created:
         if self._is_draining:

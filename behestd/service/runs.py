@@ -143,6 +143,7 @@ class Runs:
         """Say something to a run."""
         identifier("run_id", request.run_id)
         request_id("request_id", request.request_id)
+        checks.check_parts("input", request.input)
         self._admission.check_input("input", request.input)
         input_id = request.request_id or self._house.ids.make("inp")
         known = await self._known_input(call.namespace, request.run_id, request.request_id)
@@ -152,6 +153,9 @@ class Runs:
         signal = Input(input_id, message, call.caller.principal)
         after = await self._supervisor.command(call.namespace, request.run_id, signal)
         if isinstance(after, RunRow):
+            known = await self._ended_input(after, request.request_id)
+            if known:
+                return pb.SendInputResponse(sequence=known, replayed=True)
             raise RunEnding(request.run_id, state_name(after.state))
         return pb.SendInputResponse(sequence=dict(after.turns.input_ids)[input_id])
 
@@ -160,6 +164,12 @@ class Runs:
         if not input_id or driver is None:
             return 0
         return dict(driver.run.turns.input_ids).get(input_id, 0)
+
+    async def _ended_input(self, row: RunRow, input_id: str) -> int:
+        """The sequence of an input that a run received before it ended, 0 when it did not."""
+        if not input_id or row.first_sequence > 1:
+            return 0
+        return dict((await run_at(self._store, row, row.last_sequence)).turns.input_ids).get(input_id, 0)
 
     async def fork_run(self, request: pb.ForkRunRequest, call: Call) -> pb.ForkRunResponse:
         """Create a run that starts from the transcript of another."""
@@ -207,6 +217,7 @@ class Runs:
     ) -> Created:
         """Check, resolve and create. Raises what admission, orders and the supervisor raise."""
         checks.check_creation(request, spec)
+        checks.check_parts("spec.input", spec.input)
         if spec.input or forked_from is None:
             self._admission.check_input("spec.input", spec.input)
         request_digest = _digest(request) if request.request_id else b""

@@ -36,6 +36,8 @@ _CALLS_AT_ONCE = 64
 _CHUNK_BYTES = MIB
 _MAX_REASON_BYTES = 1024
 _LAST_STEP = (1 << 20) - 1
+_SETTLED_REASONS = frozenset({"TOOL_CALL_RESOLVED", "TOOL_CALL_NOT_FOUND", "RUN_ENDING"})
+"""What a run says to a word that comes too late."""
 _SAID_BY_TOOLS = frozenset({"text", "json", "image", "audio", "file"})
 
 Place = tuple[int, str, int, int]
@@ -187,9 +189,10 @@ class ToolCalls:
         try:
             after = await self._supervisor.command(namespace, run_id, word)
         except (NotFound, WrongState) as error:
-            if error.reason not in ("TOOL_CALL_RESOLVED", "TOOL_CALL_NOT_FOUND"):
+            if error.reason not in _SETTLED_REASONS:
                 raise
-        if not isinstance(after, Run) and not await self._was_said(namespace, run_id, word):
+        is_committed = isinstance(after, Run) and not after.is_ended
+        if not is_committed and not await self._was_said(namespace, run_id, word):
             raise ToolCallResolved(word.call_id)
 
     async def _was_said(self, namespace: str, run_id: str, word: Resolution) -> bool:

@@ -5,7 +5,8 @@ Remote tool servers implement the same contract, so a daemon can be the tool ser
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import aclosing
 from fnmatch import fnmatchcase
 
 from behest.v1 import tool_service_pb2 as pb
@@ -83,13 +84,16 @@ class Tools:
     async def call_tool(self, request: pb.CallToolRequest, call: Call) -> None:
         """Call a tool: progress as it comes, then the result."""
         _check_call(request)
-        async with self._calls.following(call.namespace, request, call.traceparent) as running:
-            async for progress in running.progress():
+        async with (
+            self._calls.following(call.namespace, request, call.traceparent) as running,
+            aclosing(running.progress()) as shown,
+        ):
+            async for progress in shown:
                 await call.send(pb.CallToolResponse(progress=progress))
-        async for frame in self._frames(request, running):
+        for frame in self._frames(request, running):
             await call.send(frame)
 
-    async def _frames(self, request: pb.CallToolRequest, running: DirectCall) -> AsyncIterator[pb.CallToolResponse]:
+    def _frames(self, request: pb.CallToolRequest, running: DirectCall) -> Iterator[pb.CallToolResponse]:
         """Yield the result, in chunks when it is large. Raises what the call failed with."""
         if isinstance(running.outcome, BehestError):
             raise running.outcome

@@ -19,6 +19,7 @@ from typing import Any
 
 from behest.calls import Patience
 from behest.client import Client
+from behest.v1.definition_pb2 import RunDefinition
 from behest.v1.event_pb2 import Event
 from behestd.log import frames
 from behestd.log.sqlite_schema import FILE_NAME
@@ -193,9 +194,13 @@ class Remains:
 
     def events(self, run_id: str) -> list[Event]:
         """The log of a run, in order; empty when there is none."""
+        return [Event.FromString(data) for data in self.log(run_id)]
+
+    def log(self, run_id: str) -> list[bytes]:
+        """The log of a run as it is stored."""
         query = "SELECT data FROM chunks WHERE run = (SELECT key FROM runs WHERE run_id = ?) ORDER BY first_sequence"
         rows = self._rows(query, run_id)
-        return [Event.FromString(data) for (chunk,) in rows for data in frames.split(chunk)]
+        return [data for (chunk,) in rows for data in frames.split(chunk)]
 
     def kinds(self, run_id: str) -> list[str]:
         """The kinds of a run's events, in order."""
@@ -205,7 +210,31 @@ class Remains:
         """All runs."""
         return [run_id for (run_id,) in self._rows("SELECT run_id FROM runs ORDER BY run_id")]
 
-    def _rows(self, query: str, *values: str) -> list[tuple[Any, ...]]:
+    def state(self, run_id: str) -> int:
+        """The state that the daemon wrote down of a run."""
+        ((state,),) = self._rows("SELECT state FROM runs WHERE run_id = ?", run_id)
+        return int(state)
+
+    def definition(self, digest: bytes) -> RunDefinition:
+        """A definition by its hash."""
+        ((body,),) = self._rows("SELECT body FROM definitions WHERE hash = ?", digest)
+        return RunDefinition.FromString(body)
+
+    def session_runs(self) -> dict[str, list[tuple[int, str]]]:
+        """The runs that have started, by session: their session_index and id, ascending."""
+        found: dict[str, list[tuple[int, str]]] = {}
+        query = "SELECT session_id, session_index, run_id FROM runs WHERE session_index > 0 ORDER BY session_index"
+        for session_id, index, run_id in self._rows(query):
+            found.setdefault(session_id, []).append((index, run_id))
+        return found
+
+    def positions(self, run_id: str) -> dict[int, int]:
+        """The commit position of each event of a run, by sequence."""
+        query = "SELECT first_sequence, last_sequence, position FROM chunks WHERE run = (SELECT key FROM runs WHERE run_id = ?)"
+        rows = self._rows(query, run_id)
+        return {sequence: position for first, last, position in rows for sequence in range(first, last + 1)}
+
+    def _rows(self, query: str, *values: str | bytes) -> list[tuple[Any, ...]]:
         # Read-only: the last writer to close a file would put its WAL away, and a start looks for that.
         connection = sqlite3.connect(f"file:{self._path}?mode=ro", uri=True, isolation_level=None)
         try:
@@ -229,4 +258,3 @@ class LedgerFile:
     def count(self, run_id: str, what: str) -> int:
         """How often something happened for a run."""
         return sum(line["what"] == what for line in self.lines(run_id))
-

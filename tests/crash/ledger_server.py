@@ -66,7 +66,9 @@ class Servicer(ToolServiceServicer):
     async def CallTool(self, request: CallToolRequest, context: Any) -> None:  # type: ignore[override]
         """Act, and answer."""
         ledger, key, tool = self._ledger, request.idempotency_key, request.tool_name
-        if any(line["what"] == "bury" and line["key"] == key and line["epoch"] >= request.epoch for line in ledger.lines):
+        if any(
+            line["what"] == "bury" and line["key"] == key and line["epoch"] >= request.epoch for line in ledger.lines
+        ):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "buried", (("behest-not-executed", "1"),))
         facts = {"key": key, "tool": tool, "run": request.run_id, "call": request.call_id}
         ledger.write("dispatch", attempt=request.attempt, epoch=request.epoch, **facts)

@@ -287,7 +287,9 @@ async def test_results_that_were_there_are_kept_and_only_open_calls_are_made_aga
     async with site(home, tools=tools.address) as place, asyncio.timeout(30):  # row 11
         daemon = await place.start()
         async with place.client() as client:
-            calls = " ".join(f'/tool idempotent {{"n": {number}, "ms": {ms}}}' for number, ms in enumerate([1, 1, 600, 600, 600]))
+            calls = " ".join(
+                f'/tool idempotent {{"n": {number}, "ms": {ms}}}' for number, ms in enumerate([1, 1, 600, 600, 600])
+            )
             async with following(client, f"{calls} /next /say done", run_id) as follower:
                 await follower.until("tool_completed", 2)
                 assert (await daemon.kill()).code == -signal.SIGKILL

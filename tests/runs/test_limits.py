@@ -56,7 +56,9 @@ async def test_a_request_can_lower_a_limit_of_its_agent_and_not_raise_it(served:
 
 
 async def test_a_budget_of_tokens_stops_a_run_before_a_call_that_would_pass_it(served: Served) -> None:  # C047
-    run = await served.client.run("/say x /finish length /usage 500 500 /repeat", budgets=Budgets(max_total_tokens=1_500))
+    run = await served.client.run(
+        "/say x /finish length /usage 500 500 /repeat", budgets=Budgets(max_total_tokens=1_500)
+    )
     events = await events_of(run)
 
     assert "RUN_BUDGET" in str(only(events, "run_failed")[0].error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sysconfig
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ import pytest
 from tests.daemon_process import DaemonProcess, running
 from tests.tool_process import tool_server
 
+SLOW = "/delay 25 /words 80"
+ENDLESS = "/delay 50 /words 100000"
 BEHEST = Path(sysconfig.get_path("scripts")) / "behest"
 
 
@@ -36,20 +39,40 @@ class Outcome:
             return [json.loads(line) for line in self.stdout.splitlines()]
 
 
+async def ended(process: asyncio.subprocess.Process) -> Outcome:
+    """Wait for a command to end."""
+    async with asyncio.timeout(20):
+        stdout, stderr = await process.communicate()
+    assert process.returncode is not None
+    return Outcome(process.returncode, stdout.decode(), stderr.decode())
+
+
+async def line_of(process: asyncio.subprocess.Process, text: str) -> list[str]:
+    """Read what a command prints up to the first line that holds a text."""
+    assert process.stdout is not None
+    lines = []
+    async with asyncio.timeout(10):
+        while line := (await process.stdout.readline()).decode():
+            lines.append(line)
+            if text in line:
+                return lines
+    raise AssertionError(lines)
+
+
 class Shell:
     """Starts `behest` for one daemon."""
 
     def __init__(self, address: str) -> None:
         self._env = {**os.environ, "BEHEST_ADDRESS": address}
 
+    async def start(self, *arguments: str) -> asyncio.subprocess.Process:
+        """Start a command."""
+        pipe = asyncio.subprocess.PIPE
+        return await asyncio.create_subprocess_exec(BEHEST, *arguments, stdout=pipe, stderr=pipe, env=self._env)
+
     async def run(self, *arguments: str) -> Outcome:
         """Run a command to its end."""
-        pipe = asyncio.subprocess.PIPE
-        process = await asyncio.create_subprocess_exec(BEHEST, *arguments, stdout=pipe, stderr=pipe, env=self._env)
-        async with asyncio.timeout(20):
-            stdout, stderr = await process.communicate()
-        assert process.returncode is not None
-        return Outcome(process.returncode, stdout.decode(), stderr.decode())
+        return await ended(await self.start(*arguments))
 
     async def text(self, *arguments: str) -> str:
         """Run a command that succeeds and prints text."""
@@ -82,7 +105,7 @@ def shell(daemon: DaemonProcess) -> Shell:
     return Shell(daemon.address)
 
 
-async def test_a_run_is_ordered_watched_shown_and_explained(shell: Shell) -> None:  # C042, C043, C059, N07
+async def test_a_run_is_ordered_watched_shown_and_explained(shell: Shell) -> None:  # C042, C043
     assert await shell.text("run", "say hello") == "say hello\n"
     lines = await shell.json("run", "say hello", "--label", "team=a")
     events = [line["event"] for line in lines if "event" in line]
@@ -104,14 +127,14 @@ async def test_exit_codes_tell_a_failed_and_a_cancelled_run(shell: Shell) -> Non
     again = (await shell.json("retry", failed, "--no-watch"))[0]
     assert again["forked_from"]["run_id"] == failed
     assert (await shell.run("watch", again["id"])).code == 1
-    run_id = (await shell.json("run", "/delay 50 /words 100000", "--no-watch"))[0]["id"]
+    run_id = (await shell.json("run", ENDLESS, "--no-watch"))[0]["id"]
     cancelled = await shell.json("cancel", run_id, "--reason", "enough")
     assert cancelled[0]["id"] == run_id
     assert (await shell.run("watch", run_id)).code == 3
-    assert (await shell.run("run", "/delay 50 /words 100000", "--timeout", "0.2")).code == 3
+    assert (await shell.run("run", ENDLESS, "--timeout", "0.2")).code == 3
 
 
-async def test_sessions_hold_what_was_said(shell: Shell) -> None:  # C110, C111, C112
+async def test_sessions_hold_what_was_said(shell: Shell) -> None:
     session_id = (await shell.json("sessions", "create", "--title", "First", "--label", "team=a"))[0]["id"]
     assert await shell.text("run", "good morning", "--session", session_id) == "good morning\n"
     assert await shell.text("sessions", "messages", session_id) == "user: good morning\nassistant: good morning\n"
@@ -123,7 +146,7 @@ async def test_sessions_hold_what_was_said(shell: Shell) -> None:  # C110, C111,
     assert await shell.refused("sessions", "get", session_id) == (1, "SESSION_NOT_FOUND")
 
 
-async def test_agents_are_kept_in_versions_and_used(shell: Shell) -> None:  # C098, C099
+async def test_agents_are_kept_in_versions_and_used(shell: Shell) -> None:  # C098
     made = await shell.json("agents", "create", "id=helper", "model=scripted/text-only", "instructions=be brief")
     assert made[0]["version"] == "1"
     assert (await shell.json("agents", "update", "helper", "description=helps"))[0]["version"] == "2"
@@ -153,7 +176,7 @@ async def test_a_tool_server_is_registered_used_and_let_go(shell: Shell, tmp_pat
         assert await shell.json("tools", "list") == []
 
 
-async def test_models_artifacts_and_the_daemon_are_shown(shell: Shell, tmp_path: Path) -> None:  # C109
+async def test_models_artifacts_and_the_daemon_are_shown(shell: Shell, tmp_path: Path) -> None:
     assert "scripted/echo" in await shell.text("models", "list")
     assert (await shell.json("models", "get", "scripted/priced"))[0]["id"] == "scripted/priced"
     assert await shell.refused("models", "get", "scripted/none") == (1, "PROVIDER_MODEL_NOT_FOUND")
@@ -166,3 +189,38 @@ async def test_models_artifacts_and_the_daemon_are_shown(shell: Shell, tmp_path:
     status = (await shell.json("status"))[0]
     assert set(status) == {"info", "status"}
     assert "version" in await shell.text("status")
+
+
+async def test_a_command_that_follows_a_run_goes_on_over_the_death_of_the_daemon(
+    shell: Shell, daemon: DaemonProcess
+) -> None:  # C085
+    process = await shell.start("run", SLOW, "--output", "json")
+    lines = await line_of(process, '"delta"')
+    await daemon.kill()
+    await daemon.start()
+    outcome = await ended(process)
+    assert (outcome.code, outcome.stderr) == (0, "")
+    documents = [json.loads(line) for line in (*lines, *outcome.stdout.splitlines())]
+    events = [document["event"] for document in documents if "event" in document]
+    assert {"discarded": {"step": 1, "attempt": 1}} in documents
+    assert [{"event": event} for event in events] == await shell.json("watch", events[0]["run_id"])
+
+
+async def test_an_interrupt_cancels_the_run_that_was_ordered_and_leaves_the_one_that_is_watched(
+    shell: Shell,
+) -> None:  # C056
+    ordered = await shell.start("run", ENDLESS, "--output", "json")
+    run_id = json.loads((await line_of(ordered, '"run_created"'))[-1])["event"]["run_id"]
+    watching = await shell.start("watch", run_id, "--output", "json")
+    await line_of(watching, '"delta"')
+    watching.send_signal(signal.SIGINT)
+    assert (await ended(watching)).code == 130
+    assert [run["id"] for run in await shell.json("runs", "list", "--state", "running")] == [run_id]
+    ordered.send_signal(signal.SIGINT)
+    assert (await ended(ordered)).code == 3
+    assert [run["id"] for run in await shell.json("runs", "list", "--state", "cancelled")] == [run_id]
+
+
+async def test_a_daemon_that_is_gone_is_exit_code_4(shell: Shell, daemon: DaemonProcess) -> None:
+    assert await daemon.terminate() == 0
+    assert await shell.refused("status") == (4, "TRANSPORT_UNAVAILABLE")

@@ -20,13 +20,19 @@ from behest.v1.registry_service_pb2 import (
     RegisterServerRequest,
     UnregisterServerRequest,
 )
+from behest.v1.registry_service_pb2_grpc import RegistryServiceStub
 from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer, ServerState, ServerTls
 from behest.v1.tool_pb2 import SideEffect, Tool, ToolPolicy
-from behest.v1.tool_service_pb2 import CallToolRequest, ListToolsResponse
+from behest.v1.tool_service_pb2 import CallToolRequest, ListToolsRequest, ListToolsResponse
+from behest.v1.tool_service_pb2_grpc import ToolServiceStub
 from behestd.core.times import duration
+from behestd.service.registry import Servers
+from behestd.service.scopes import Caller
+from behestd.service.settings import Settings
+from behestd.service.tools import Tools
 from tests.daemons import Served, refused, serve
 from tests.runs.scenes import NON_IDEMPOTENT, OPEN, PURE, Ledger, text_of, tools
-from tests.service.edges import failure, metadata, reason
+from tests.service.edges import connect, failure, metadata, reason, serving
 
 EXAMPLE = Path(__file__).parents[1] / "example_tools.py"
 READY = ServerState.SERVER_STATE_READY
@@ -362,3 +368,47 @@ async def test_servers_come_in_pages_and_pass_filters(served: Served) -> None:
         (stub.RegisterServer(RegisterServerRequest()), "server"),
     ):
         assert metadata(await failure(call))["field"] == field
+
+
+@asynccontextmanager
+async def served_to(served: Served, caller: Caller) -> AsyncIterator[tuple[RegistryServiceStub, ToolServiceStub]]:
+    """Serve the registry and the tools of a daemon to another caller."""
+    daemon = served.daemon
+    parts = (Servers(daemon.registry), Tools(daemon.house, daemon.calls, Settings()))
+    handlers = {name: handler for part in parts for name, handler in part.handlers().items()}
+    async with serving(handlers, authenticate=lambda context: caller) as edge, connect(edge) as channel:
+        yield RegistryServiceStub(channel), ToolServiceStub(channel)
+
+
+async def test_servers_and_tools_of_another_namespace_are_not_there() -> None:  # C140
+    scopes = frozenset({"tools:register", "runs:create"})
+    async with tool_server() as port, serve(operator=OPEN) as served:
+        server = await served.client.servers.register(registration(port))
+        async with served_to(served, Caller("eve", "other", scopes)) as (registry, tools_):
+            assert list((await registry.ListServers(ListServersRequest())).servers) == []
+            error = await failure(registry.GetServer(GetServerRequest(server_id=server.id)))
+            assert reason(error) == "TOOL_SERVER_NOT_FOUND"
+            await registry.UnregisterServer(UnregisterServerRequest(server_id=server.id))
+            assert list((await tools_.ListTools(ListToolsRequest())).tools) == []
+            error = await failure(tools_.CallTool(CallToolRequest(tool_name="double")).read())
+            assert reason(error) == "TOOL_NOT_FOUND"
+            mine = await registry.RegisterServer(RegisterServerRequest(server=registration(port, "files")))
+            assert mine.server.id != server.id
+        assert await served.client.servers.get(server.id)
+
+
+async def test_a_name_belongs_to_the_principal_that_registered_it() -> None:
+    scopes = frozenset({"tools:register"})
+    async with tool_server() as port, serve() as served:
+        server = await served.client.servers.register(registration(port))
+        async with served_to(served, Caller("eve", "default", scopes)) as (registry, _):
+            request = RegisterServerRequest(server=registration(port), replace=True)
+            assert reason(await failure(registry.RegisterServer(request))) == "TOOL_SERVER_NAME_TAKEN"
+            error = await failure(registry.UnregisterServer(UnregisterServerRequest(server_id=server.id)))
+            assert reason(error) == "AUTH_SCOPE_MISSING"
+            # Only an admin may make the daemon read a secret and send it somewhere.
+            asked = registration(port, "mine", token_ref="file:/etc/passwd")
+            error = await failure(registry.RegisterServer(RegisterServerRequest(server=asked)))
+            assert (reason(error), metadata(error)["scope"]) == ("AUTH_SCOPE_MISSING", "admin")
+            made = await registry.RegisterServer(RegisterServerRequest(server=registration(port, "mine")))
+            assert made.server.principal == "eve"

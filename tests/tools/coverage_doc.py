@@ -58,7 +58,7 @@ def citations(source: str) -> set[tuple[str, str]]:
     """Find the ids in a file, each with the function that cites it; empty for the whole file."""
     tree = ast.parse(source)
     spans = list(_spans(tree, source.splitlines()))
-    found = set()
+    found: set[tuple[str, str]] = set()
     for line, text in (*_comments(source), *_docstrings(tree)):
         owner = next((span.name for span in spans if span.first <= line <= span.last), "")
         found.update((cited, owner) for cited in ID.findall(text))

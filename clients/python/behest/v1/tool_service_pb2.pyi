@@ -166,7 +166,8 @@ Global___GetToolResponse: _TypeAlias = GetToolResponse  # noqa: Y015
 @_typing.final
 class CallToolRequest(_message.Message):
     """CallToolRequest is one attempt of a call. A client that calls the daemon sets the name, the arguments and, to repeat
-    a call safely, the key; the daemon ignores the rest from a client, and sets it all when it calls a server.
+    a call safely, the key; the daemon also heeds epoch, hash and times where they are set, as another daemon does, and
+    ignores ids and class. It sets all of it when it calls a server.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
