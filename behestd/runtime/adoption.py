@@ -31,6 +31,7 @@ logger = structlog.get_logger(__name__)
 _AT_ONCE = 64
 _PAGE = 500
 _SUSPECT = 2
+_WORKING = (RunState.RUN_STATE_RUNNING, RunState.RUN_STATE_CANCELLING)
 
 
 class Adoption:
@@ -72,12 +73,8 @@ class Adoption:
 
     async def _try(self, row: RunRow) -> None:
         key = (row.namespace, row.run_id)
-        # The row may be older than the end of the run's driver.
-        now = await self._house.log.store.run(row.namespace, row.run_id)
-        if now is None or now.is_ended or key in self._drivers:
-            return
         try:
-            before = await read_run(self._house.log.store, now)
+            before = await read_run(self._house.log.store, row)
         except (Corrupt, NewerFormat) as error:
             self.unfit[key] = error
             logger.error("run left alone", run_id=row.run_id, reason=error.reason, **error.metadata)
@@ -87,6 +84,8 @@ class Adoption:
         if before.run is not None and claim_count(before.run) >= _SUSPECT:
             if self._under_watch is not None:
                 self._suspects.append(row)
+                # Nobody else of its session may start until its turn has come.
+                (await self._gate(row.namespace, row.session_id)).active = row.run_id
                 return
             self._under_watch = key
         await self._take_up(before)
@@ -107,10 +106,7 @@ class Adoption:
         session = (created.namespace, created.session_id)
         limit = self._house.limits.history_messages
         history = await history_of(store, *session, run.life.session_index, limit)
-        if session not in self._gates.sessions:
-            index = await store.last_session_index(*session)
-            self._gates.sessions.setdefault(session, Session(last_index=index))
-        gate = self._gates.sessions[session]
+        gate = await self._gate(*session)
         there = self._drivers.get((created.namespace, run.id))
         if there is not None:
             return there
@@ -123,6 +119,13 @@ class Adoption:
         reason = ClaimReason.CLAIM_REASON_RELEASED if released else ClaimReason.CLAIM_REASON_RECOVERY
         driver.tell(Claim(reason))
         return driver
+
+    async def _gate(self, namespace: str, session_id: str) -> Session:
+        gates = self._gates.sessions
+        if (namespace, session_id) not in gates:
+            index = await self._house.log.store.last_session_index(namespace, session_id)
+            gates.setdefault((namespace, session_id), Session(last_index=index))
+        return gates[namespace, session_id]
 
     def _line_up(self, gate: Session, run: Run) -> None:
         """Put a queued run into its session's queue: in order of creation, those that interrupt first."""
@@ -137,16 +140,17 @@ class Adoption:
         return waits, run.life.create_ns if waits else -run.life.create_ns, run_id
 
     def has_come_through(self, driver: Driver) -> bool:
-        """Whether this is the suspect under watch, and it came forward or ended. It is then watched no more."""
-        key = (driver.run.created.namespace, driver.run.id)
-        if key != self._under_watch or not (driver.run.is_ended or driver.run.life.ownership.has_progressed):
+        """Whether this is the suspect under watch, and it came forward, rests or ended. It is then watched no more."""
+        run = driver.run
+        is_through = run.life.ownership.has_progressed or run.state not in _WORKING
+        if (run.created.namespace, run.id) != self._under_watch or not is_through:
             return False
         self._under_watch = None
         return True
 
     async def adopt_suspect(self) -> None:
-        """Take up the next suspect."""
-        if self._suspects and self._under_watch is None:
+        """Take up the next suspect that still needs it."""
+        while self._suspects and self._under_watch is None:
             await self._try(self._suspects.pop(0))
 
     def interrupted(self) -> list[Driver]:

@@ -14,7 +14,9 @@ Key = tuple[str, str]
 
 @dataclass(slots=True)
 class Session:
-    """What is known of a session that has runs: who is active, who queues, and the last session_index given out."""
+    """What is known of a session that has runs: who is active, who queues, and the last session_index of a run that
+    has ended: the active one, once it has started, has the next.
+    """
 
     active: str = ""
     queue: deque[str] = field(default_factory=deque)
@@ -79,6 +81,12 @@ class Gates:
                 del self._ready[run[0]]
 
     # --- sessions ---
+
+    def count(self, session: Key, session_index: int) -> None:
+        """Note the session_index of a run that has ended, 0 when it never started."""
+        gate = self.sessions.get(session)
+        if gate is not None:
+            gate.last_index = max(gate.last_index, session_index)
 
     def release(self, session: Key, run_id: str) -> str:
         """Let go of a session, or of a place in its queue; gives the run that is next, empty when there is none.

@@ -133,11 +133,10 @@ class Supervisor:
             self._let_in(key, self._drivers.get((order.namespace, order.run_id)))
 
     def _let_in(self, key: Key, driver: Driver | None) -> None:
-        """Let the next request of the same id in, as soon as it is known what became of this one."""
+        """Let the next request of the same id in when the fate of this one is known, whose client may have left."""
         if driver is None or driver.born.done():
             self._creating.pop(key).set()
         else:
-            # Its client has left.
             driver.born.add_done_callback(lambda _: self._creating.pop(key).set())
 
     async def _create(self, order: Order) -> Created:
@@ -147,6 +146,8 @@ class Supervisor:
             raise Overloaded("queued runs", self._house.limits.queued_runs)
         session = (order.namespace, order.session_id)
         gate = await self._gate(order)
+        if (order.namespace, order.run_id) in self._drivers or order.run_id in (gate.active, *gate.queue):
+            raise RunIdTaken(order.run_id)
         starts = self._take_place(gate, order)
         try:
             birth = await self._conceive(order, gate, starts)
@@ -154,7 +155,7 @@ class Supervisor:
                 raise Draining
             driver = self._begin(birth)
         except BaseException:
-            self._drop_place(session, order.run_id, is_indexed=starts)
+            self._drop_place(session, order.run_id)
             raise
         # Not awaited itself: a client that leaves would cancel it.
         await asyncio.wait((driver.born,))
@@ -194,11 +195,8 @@ class Supervisor:
             gate.queue.append(order.run_id)
         return False
 
-    def _drop_place(self, session: Key, run_id: str, *, is_indexed: bool) -> None:
-        """Give back what a run held that was not created, its session_index too if it had got one."""
-        gate = self._gates.sessions.get(session)
-        if is_indexed and gate is not None and gate.active == run_id:
-            gate.last_index -= 1
+    def _drop_place(self, session: Key, run_id: str) -> None:
+        """Give back what a run held that was not created."""
         self._gates.rest((session[0], run_id))
         self._gates.leave_line((session[0], run_id))
         self._start_next(session, self._gates.release(session, run_id))
@@ -207,14 +205,13 @@ class Supervisor:
         house = self._house
         history: tuple[Message, ...] = ()
         if starts:
-            gate.last_index += 1
             self._gates.work((order.namespace, order.run_id))
         elif gate.active == order.run_id:
             self._gates.line_up((order.namespace, order.run_id))
         if not order.is_new_session:
             limit = house.limits.history_messages
             history = tuple(await history_of(house.log.store, order.namespace, order.session_id, 0, limit))
-        return conceive(order, house, self._given(history), gate.last_index if starts else 0)
+        return conceive(order, house, self._given(history), gate.last_index + 1 if starts else 0)
 
     def _given(self, history: tuple[Message, ...]) -> Given:
         """What a decision outside a driver may use."""
@@ -290,11 +287,12 @@ class Supervisor:
         session = (key[0], driver.run.created.session_id)
         if not driver.is_born:
             driver.say_born(None)
-            self._drop_place(session, key[1], is_indexed=driver.run.life.session_index > 0)
+            self._drop_place(session, key[1])
             return
         self._gates.rest(key)
         if driver.run.is_ended or driver.is_lost:
             self._gates.leave_line(key)
+            self._gates.count(session, driver.run.life.session_index)
             self._start_next(session, self._gates.release(session, key[1]))
         self._start_ready()
         self._look_at_suspects(driver)
@@ -344,9 +342,8 @@ class Supervisor:
         if driver is None or driver.run.is_ended:
             return
         gate = self._gates.sessions[key[0], driver.run.created.session_id]
-        gate.last_index += 1
         self._gates.work(key)
-        driver.begin(gate.last_index)
+        driver.begin(gate.last_index + 1)
 
     # --- finding ---
 

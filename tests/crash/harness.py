@@ -32,7 +32,7 @@ EFFECTS = {
     "payment": "non_idempotent",
 }
 """The tools of the ledger server, one a class."""
-PATIENCE = Patience(pause_seconds=0.2)
+PATIENCE = Patience(pause_seconds=0.2, repeat_seconds=45.0)
 
 
 class Unready(Exception):

@@ -98,7 +98,7 @@ class Servicer(ToolServiceServicer):
         key = request.idempotency_key
         self._ledger.write("status", key=key, epoch=request.epoch)
         async with asyncio.timeout(request.wait.seconds + 1):
-            while key in self._running:  # noqa: ASYNC110 - a test server
+            while key in self._running:
                 await asyncio.sleep(0.01)
         done = [line for line in self._ledger.lines if line["what"] == "effect" and line["key"] == key]
         if done:

@@ -334,7 +334,7 @@ async def test_a_watcher_that_was_not_told_of_a_commit_gets_it_once_after_the_re
 async def ended_or_killed(process: asyncio.subprocess.Process, follower: Follower, end: str) -> int | None:
     """Wait until the daemon is dead (its exit code) or the run has ended (None)."""
     async with asyncio.timeout(40):
-        while process.returncode is None and not follower.count(end):  # noqa: ASYNC110 - either of two
+        while process.returncode is None and not follower.count(end):
             await asyncio.sleep(0.005)
         return None if follower.count(end) else await process.wait()
 

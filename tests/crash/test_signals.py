@@ -78,7 +78,7 @@ async def test_a_drain_that_is_killed_is_recovered_as_any_crash(home: Path) -> N
 async def said(log: Path, word: str) -> None:
     """Wait until a daemon has written a word to its log."""
     async with asyncio.timeout(5):
-        while word not in log.read_text():  # noqa: ASYNC110 - a file tells nobody
+        while word not in log.read_text():
             await asyncio.sleep(0.01)
 
 

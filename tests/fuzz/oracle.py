@@ -20,6 +20,8 @@ CALL_SECONDS = 5.0
 LOOK_SECONDS = 0.02
 """How long to look whether a stream has more to say."""
 FRAMES = 4
+CUT_SHORT = "Internal error from Core"
+"""What grpc.aio says, instead of the status, to a client that was about to write when the answer came."""
 REQUEST_BYTES = 4 * 1024 * 1024
 
 Calls = grpc.aio.StreamStreamMultiCallable[bytes, bytes]
@@ -101,6 +103,8 @@ async def _ended(call: grpc.aio.StreamStreamCall[bytes, bytes], frames: list[byt
         trailers = await call.trailing_metadata()
     (status, *_) = [value for key, value in trailers if key == "grpc-status-details-bin"] or [b""]
     assert isinstance(status, bytes)
+    if code is grpc.StatusCode.INTERNAL and details == CUT_SHORT:
+        return Answer(None, "", b"", tuple(frames))
     return Answer(code, details or "", status, tuple(frames))
 
 

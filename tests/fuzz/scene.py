@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ from behest.v1.run_spec_pb2 import RunSpec
 from behest.v1.run_state_pb2 import CancelMode
 from behest.v1.tool_pb2 import Executed
 from tests.daemons import Served
+from tests.fuzz.wire import Pools
 
 CONTRACTS = (
     agent_service_pb2, approval_service_pb2, artifact_service_pb2, chat_service_pb2, daemon_service_pb2,
@@ -59,14 +60,14 @@ def look_up(key: str) -> str:
     return f"{key} is 42"
 
 
-@dataclass(frozen=True, slots=True)
 class World:
-    """What a daemon holds: a good request for each method, and texts worth trying by the name of their field."""
+    """What a daemon holds: a good request for each kind of request, texts worth trying by the name of their field."""
 
-    served: Served
-    live_run: str
-    good: Mapping[str, ProtoMessage]
-    pools: Mapping[str, Sequence[str]]
+    def __init__(self, served: Served, live_run: str, good: Mapping[str, ProtoMessage], pools: Pools) -> None:
+        self.served = served
+        self.live_run = live_run
+        self.good = good
+        self.pools = pools
 
     async def leave(self) -> None:
         """End the run that goes on for ever."""

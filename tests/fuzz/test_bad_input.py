@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -71,13 +70,13 @@ def faults() -> Iterator[list[Any]]:
     assert [entry for entry in entries if entry["log_level"] in FAULTS] == []
 
 
-@dataclass(frozen=True, slots=True)
 class Target:
     """The daemon that takes it all, the services that it has, and a look at its store."""
 
-    served: Served
-    services: frozenset[str]
-    picture: oracle.Picture
+    def __init__(self, served: Served, services: frozenset[str], picture: oracle.Picture) -> None:
+        self.served = served
+        self.services = services
+        self.picture = picture
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

@@ -21,6 +21,12 @@ Pools = Mapping[str, Sequence[str]]
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 TOO_DEEP = 120
 """More than protobuf reads."""
+MAX_DEPTH = 4
+_MANY_BYTES = 2000
+_STRANGE = (0, 19_000, 536_870_911)
+"""Numbers that no field has, or may have."""
+_KINDS = (VARINT, FIXED64, BYTES, FIXED32, 3, 4, 6, 7)
+_NEVER_MADE_UP = frozenset({"address", "token_ref", "ca_ref", "certificate_ref", "key_ref", "uri"})
 _TIMES = (0, 1, -1, 60, 4_000_000_000, 10**11, 253_402_300_799, 253_402_300_800, -62_135_596_800, 2**63 - 1, -(2**63))
 _NANOS = (0, 1, -1, 999_999_999, 1_000_000_000, 2**31 - 1, -(2**31))
 _NUMBERS = (0, 1, -1, 2, 3, 1000, 1001, 2**31 - 1, 2**31, -(2**31), 2**53 + 1, 2**63 - 1, -(2**63), 2**64 - 1)
@@ -58,94 +64,6 @@ def encode(number: int, kind: int, body: bytes) -> bytes:
     return varint(number << 3 | kind) + (varint(len(body)) if kind == BYTES else b"") + body
 
 
-def requests(good: bytes, descriptor: Descriptor, pools: Pools) -> st.SearchStrategy[bytes]:
-    """Requests around a good one."""
-    some = st.lists(fragments(descriptor, pools), min_size=1, max_size=3).map(b"".join)
-    changed = some.map(lambda more: good + more)
-    cut = st.tuples(changed, st.integers(1, 40)).map(lambda it: it[0][: -it[1]])
-    return st.one_of(
-        st.just(good),
-        changed,
-        changed,
-        changed,
-        some,
-        cut,
-        st.binary(max_size=64),
-        st.binary(min_size=1, max_size=8).map(lambda more: good + more),
-    )
-
-
-def fragments(descriptor: Descriptor, pools: Pools, depth: int = 0) -> st.SearchStrategy[bytes]:
-    """One field of a message, or of one within it."""
-    unknown = st.sampled_from((0, 19_000, 536_870_911)).map(lambda number: encode(number, BYTES, b"?"))
-    if not descriptor.fields:
-        return unknown
-    return st.one_of([_field(field, pools, depth) for field in descriptor.fields] + [unknown])
-
-
-def _field(field: FieldDescriptor, pools: Pools, depth: int) -> st.SearchStrategy[bytes]:
-    one = st.deferred(lambda: _values(field, pools, depth))
-    other_kind = st.sampled_from((VARINT, FIXED64, BYTES, FIXED32, 3, 4, 6, 7))
-    wrong = st.tuples(other_kind, st.binary(max_size=9)).map(lambda it: encode(field.number, *it))
-    many = st.tuples(one, st.sampled_from(_TIMES_OVER)).map(lambda it: it[0] * it[1] if len(it[0]) < 2000 else it[0])
-    choices = [one, one, one, one, one, one, wrong]
-    return st.one_of([*choices, many, many] if field.is_repeated else choices)
-
-
-def _values(field: FieldDescriptor, pools: Pools, depth: int) -> st.SearchStrategy[bytes]:
-    if field.type == FieldDescriptor.TYPE_MESSAGE:
-        return _bodies(field, pools, depth).map(lambda body: encode(field.number, BYTES, body))
-    if field.type == FieldDescriptor.TYPE_STRING:
-        return _texts(field, pools).map(lambda body: encode(field.number, BYTES, body))
-    if field.type == FieldDescriptor.TYPE_BYTES:
-        return st.sampled_from(_BYTES).map(lambda body: encode(field.number, BYTES, body))
-    if field.type in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT):
-        shape, kind = ("<d", FIXED64) if field.type == FieldDescriptor.TYPE_DOUBLE else ("<f", FIXED32)
-        return st.sampled_from(_REALS).map(lambda real: encode(field.number, kind, struct.pack(shape, real)))
-    numbers = _NUMBERS
-    if field.type == FieldDescriptor.TYPE_ENUM and field.enum_type is not None:
-        numbers = (*(value.number for value in field.enum_type.values), 99, -1, 2**31 - 1)
-    elif field.containing_type.full_name in ("google.protobuf.Timestamp", "google.protobuf.Duration"):
-        numbers = _TIMES if field.name == "seconds" else _NANOS
-    return st.sampled_from(numbers).map(lambda number: encode(field.number, VARINT, varint(number)))
-
-
-def _bodies(field: FieldDescriptor, pools: Pools, depth: int) -> st.SearchStrategy[bytes]:
-    """Bodies of a message within a message."""
-    inner = field.message_type
-    assert inner is not None
-    simple = [st.just(b""), st.binary(min_size=1, max_size=6)]
-    if inner is Part.DESCRIPTOR:
-        simple += [
-            st.just(_deep_part(20)),
-            st.just(_deep_part(TOO_DEEP)),
-            st.just(Part(text={"text": "hi"}).SerializeToString()),
-        ]
-    if depth > 4:
-        return st.one_of(simple)
-    one = fragments(inner, pools, depth + 1)
-    return st.one_of([one, one, one, st.lists(one, min_size=2, max_size=3).map(b"".join), *simple])
-
-
-def _texts(field: FieldDescriptor, pools: Pools) -> st.SearchStrategy[bytes]:
-    """Bodies of a text. Addresses and references are never made up: nothing is to be dialled or read for a test."""
-    known = st.sampled_from([*pools.get(field.name, ()), ""])
-    if field.name in ("address", "token_ref", "ca_ref", "certificate_ref", "key_ref", "uri"):
-        return known.map(str.encode)
-    if field.name.endswith("json"):
-        known = st.one_of(known, st.sampled_from(_JSON))
-    if field.name == "paths":
-        known = st.one_of(known, st.sampled_from(_PATHS))
-    return st.one_of(
-        known.map(str.encode),
-        known.map(str.encode),
-        st.sampled_from(list(pools[""])).map(str.encode),
-        st.sampled_from(_TRICKY).map(str.encode),
-        st.sampled_from(_SIZES).map(lambda size: b"x" * size),
-        st.sampled_from(_NOT_UTF8),
-    )
-
-
 def _deep_part(levels: int) -> bytes:
     """A part in a result in a part, and so on."""
     result, parts = Part.TOOL_RESULT_FIELD_NUMBER, ToolResult.PARTS_FIELD_NUMBER
@@ -153,3 +71,92 @@ def _deep_part(levels: int) -> bytes:
     for _ in range(levels):
         body = encode(result, BYTES, encode(parts, BYTES, body))
     return body
+
+
+_PARTS = (_deep_part(20), _deep_part(TOO_DEEP), b"\x0a\x04\x0a\x02hi", b"\x1a\x03\x0a\x01{")
+"""Bodies of a part: deep ones, a text, and JSON that is none."""
+
+
+def requests(good: bytes, descriptor: Descriptor, pools: Pools) -> st.SearchStrategy[bytes]:
+    """Requests around a good one. Made step by step: a strategy of all that is possible is far too large."""
+    return st.composite(lambda draw: _request(draw, good, descriptor, pools))()
+
+
+def _request(draw: st.DrawFn, good: bytes, descriptor: Descriptor, pools: Pools) -> bytes:
+    choice = draw(st.sampled_from(range(20)))
+    if choice == 0:
+        return draw(st.binary(max_size=64))
+    if choice == 1:
+        return good + draw(st.binary(min_size=1, max_size=8))
+    if choice == 2:
+        return good
+    fragments = b"".join(_fragment(draw, descriptor, pools) for _ in range(draw(st.integers(1, 3))))
+    if choice == 3:
+        return (good + fragments)[: -draw(st.integers(1, 40))]
+    return fragments if choice < 6 else good + fragments
+
+
+def _fragment(draw: st.DrawFn, descriptor: Descriptor, pools: Pools, depth: int = 0) -> bytes:
+    """Make one field of a message, or of one within it."""
+    choice = draw(st.sampled_from(range(50)))
+    if not descriptor.fields or choice == 0:
+        return encode(draw(st.sampled_from(_STRANGE)), BYTES, b"?")
+    field = draw(st.sampled_from(list(descriptor.fields)))
+    if choice == 1:
+        return encode(field.number, draw(st.sampled_from(_KINDS)), draw(st.binary(max_size=9)))
+    one = _value(draw, field, pools, depth)
+    if field.is_repeated and len(one) < _MANY_BYTES and choice < 12:
+        return one * draw(st.sampled_from(_TIMES_OVER))
+    return one
+
+
+def _value(draw: st.DrawFn, field: FieldDescriptor, pools: Pools, depth: int) -> bytes:
+    if field.type == FieldDescriptor.TYPE_MESSAGE:
+        return encode(field.number, BYTES, _body(draw, field, pools, depth))
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return encode(field.number, BYTES, _text(draw, field, pools))
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return encode(field.number, BYTES, draw(st.sampled_from(_BYTES)))
+    if field.type in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT):
+        shape, kind = ("<d", FIXED64) if field.type == FieldDescriptor.TYPE_DOUBLE else ("<f", FIXED32)
+        return encode(field.number, kind, struct.pack(shape, draw(st.sampled_from(_REALS))))
+    numbers: Sequence[int] = _NUMBERS
+    if field.type == FieldDescriptor.TYPE_ENUM and field.enum_type is not None:
+        numbers = (*(value.number for value in field.enum_type.values), 99, -1, 2**31 - 1)
+    elif field.containing_type.full_name in ("google.protobuf.Timestamp", "google.protobuf.Duration"):
+        numbers = _TIMES if field.name == "seconds" else _NANOS
+    return encode(field.number, VARINT, varint(draw(st.sampled_from(numbers))))
+
+
+def _body(draw: st.DrawFn, field: FieldDescriptor, pools: Pools, depth: int) -> bytes:
+    """Make the body of a message within a message."""
+    inner = field.message_type
+    assert inner is not None
+    choice = draw(st.sampled_from(range(40)))
+    if choice == 0:
+        return draw(st.binary(min_size=1, max_size=6))
+    if inner is Part.DESCRIPTOR and choice < 8:
+        return draw(st.sampled_from(_PARTS))
+    if choice < 3 or depth > MAX_DEPTH:
+        return b""
+    count = 1 if choice < 30 else draw(st.integers(2, 3))
+    return b"".join(_fragment(draw, inner, pools, depth + 1) for _ in range(count))
+
+
+def _text(draw: st.DrawFn, field: FieldDescriptor, pools: Pools) -> bytes:
+    """Make the body of a text. Addresses and references are never made up: nothing is to be dialled or read."""
+    known = [*pools.get(field.name, ()), ""]
+    choice = draw(st.sampled_from(range(24)))
+    if choice > 11 or field.name in _NEVER_MADE_UP:
+        if field.name.endswith("json"):
+            known += _JSON
+        if field.name == "paths":
+            known += _PATHS
+        return draw(st.sampled_from(known)).encode()
+    if choice == 0:
+        return draw(st.sampled_from(_NOT_UTF8))
+    if choice < 4:
+        return draw(st.sampled_from(pools[""])).encode()
+    if choice < 8:
+        return b"x" * draw(st.sampled_from(_SIZES))
+    return draw(st.sampled_from(_TRICKY)).encode()

@@ -59,7 +59,7 @@ def database(tmp_path: Path) -> Path:
 async def until(condition: Callable[[], bool], seconds: float = 5) -> None:
     """Wait for something that the writer's thread does by itself, which wakes nobody."""
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110  nothing tells the loop of it
+        while not condition():
             await asyncio.sleep(0.005)
 
 

@@ -213,7 +213,7 @@ async def test_a_second_run_of_a_session_is_told_the_first_one_s_messages(stored
 
     assert [message["role"] for message in told["messages"]] == ["ROLE_USER", "ROLE_ASSISTANT", "ROLE_USER"]
     kept = (await stored.client.runs.get(second.run_id)).messages
-    assert [text_of(message) for message in kept][0] == "/dump"
+    assert next(text_of(message) for message in kept) == "/dump"
     assert (await stored.client.runs.get(second.run_id)).session_index == 2
 
 

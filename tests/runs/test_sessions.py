@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from pathlib import Path
 
+from behest.v1.run_service_pb2 import ListRunsRequest
 from behest.v1.run_state_pb2 import CancelCause, RunState, SessionPolicy
 from behestd.runtime.house import Limits
 from tests import daemons
@@ -41,7 +43,7 @@ async def test_queued_runs_start_in_the_order_in_which_they_came(stored: Served)
     got = [await finished(stored.client, run.run_id) for run in runs]
 
     assert [run.session_index for run in got] == [2, 3, 4]
-    assert all(a.end_time.ToNanoseconds() <= b.start_time.ToNanoseconds() for a, b in zip(got, got[1:], strict=False))
+    assert all(a.end_time.ToNanoseconds() <= b.start_time.ToNanoseconds() for a, b in itertools.pairwise(got))
     assert [len(run.messages) for run in got] == [2, 2, 2]
 
 
@@ -148,3 +150,44 @@ async def test_what_is_said_to_a_run_joins_its_next_step_once(stored: Served) ->
     assert await run.send("and this too", request_id="in-1") == sequences[0]
     error = await refused(run.send("too late"))
     assert error.reason == "RUN_ENDING"
+
+
+async def test_a_repeated_creation_does_not_open_the_gate_of_its_own_session(stored: Served) -> None:  # I10 C058
+    session_id = await a_session(stored)
+    spec = {"session_id": session_id, "run_id": "held", "request_id": "req-held"}
+    holder = await stored.client.run("/stall", **spec)  # type: ignore[arg-type]
+    waiting = await stored.client.run("hi", session_id=session_id)
+
+    assert (await stored.client.run("/stall", **spec)).is_replayed  # type: ignore[arg-type]
+    other = await refused(stored.client.run("/stall", session_id=session_id, run_id="held"))
+
+    assert other.reason == "RUN_ID_TAKEN"
+    assert (await waiting.get()).state == RunState.RUN_STATE_QUEUED
+    await holder.cancel()
+    assert (await waiting.result()).text == "hi"
+
+
+async def test_a_repeated_creation_does_not_lose_its_place_among_those_who_wait_for_room() -> None:  # C058 C061
+    async with daemons.serve(limits=Limits(active_runs=1)) as served:
+        holder = await served.client.run("/stall")
+        waiting = await served.client.run("hi", run_id="waits", request_id="req-waits")
+        assert (await served.client.run("hi", run_id="waits", request_id="req-waits")).is_replayed
+        await holder.cancel()
+        assert (await asyncio.wait_for(waiting.result(), 5)).text == "hi"
+
+
+async def test_a_run_that_is_cancelled_as_it_starts_leaves_no_hole_in_the_order_of_its_session(
+    stored: Served,
+) -> None:  # I10
+    session_id = await a_session(stored)
+    for _ in range(10):
+        holder = await stored.client.run("/stall", session_id=session_id)
+        waiting = await stored.client.run("hi", session_id=session_id)
+        await asyncio.gather(holder.cancel(), waiting.cancel(), waiting.cancel())
+        await asyncio.gather(finished(stored.client, holder.run_id), finished(stored.client, waiting.run_id))
+    last = await stored.client.run("last", session_id=session_id)
+    await last.result()
+
+    runs = [run async for run in stored.client.runs.list(ListRunsRequest(session_id=session_id))]
+    indexes = sorted(run.session_index for run in runs if run.session_index)
+    assert indexes == list(range(1, len(indexes) + 1))

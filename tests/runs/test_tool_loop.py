@@ -116,7 +116,7 @@ async def test_calls_of_a_turn_overlap_up_to_the_limit_and_one_that_is_exclusive
     async with daemons.serve(tools=tools((shared, PURE), (alone, exclusive))) as served:
         run = await served.client.run(said)
         async with asyncio.timeout(5):
-            while ledger.running < 4:  # noqa: ASYNC110 - tools inside the daemon tell nobody
+            while ledger.running < 4:
                 await asyncio.sleep(0.005)
         ledger.opened.set()
         events = await events_of(run)

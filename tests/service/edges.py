@@ -131,5 +131,5 @@ def metadata(error: grpc.aio.AioRpcError) -> dict[str, str]:
 async def until(holds: Callable[[], bool]) -> None:
     """Let other tasks run until something holds, at most 5 s."""
     async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 - nothing outside a server tells when it has let a call go
+        while not holds():
             await asyncio.sleep(0.01)

@@ -64,7 +64,7 @@ async def tool_server(port: int = 0, *, name: str = "double", token: str = "") -
 
 async def until_state(served: Served, server_id: str, state: ServerState.ValueType) -> Server:
     async with asyncio.timeout(5):
-        while (server := await served.client.servers.get(server_id)).state != state:  # noqa: ASYNC110  asked as a client would
+        while (server := await served.client.servers.get(server_id)).state != state:
             await asyncio.sleep(0.02)
     return server
 

@@ -16,6 +16,7 @@ from behest.client import Client
 from behest.errors import BehestError, from_rpc
 from behest.v1.event_pb2 import Event
 from behest.v1.run_service_pb2 import WatchRunRequest, WatchRunResponse
+from behest.v1.run_service_pb2_grpc import RunServiceStub
 from behest.v1.tool_pb2 import SideEffect, ToolPolicy
 from behestd.core.route import RoutePolicy
 from behestd.service.settings import Settings
@@ -306,10 +307,13 @@ async def timed(served: Served, run_id: str) -> float:
 
 async def test_a_slow_watcher_gets_fewer_and_larger_deltas_and_the_whole_text(served: Served) -> None:  # W9 I16
     run_id = await served.client.stream("/delay 50 /say and so /delay 0 /words 100000").create()
-    stream = open_stream(served, run_id)
-    frames = [await stream.read()]
-    await asyncio.sleep(1.0)
-    frames += await frames_of(stream, 0.005)
+    # A small window that does not grow, so that the reader's pace is what the daemon feels.
+    options = (("grpc.http2.bdp_probe", 0), ("grpc.http2.lookahead_bytes", 65_536))
+    async with grpc.aio.insecure_channel(served.daemon.addresses[0], options=options) as channel:
+        stream = RunServiceStub(channel).WatchRun(WatchRunRequest(run_id=run_id))
+        frames = [await stream.read()]
+        await asyncio.sleep(1.0)
+        frames += await frames_of(stream, 0.005)
     text = "".join(delta.text for frame in frames for delta in frame.deltas)
 
     completed = next(event for frame in frames for event in frame.events if kind_of(event) == "model_completed")
