@@ -171,6 +171,7 @@ class Daemon:
         await self._is_ready.wait()
         await self.registry.settled(SETTLE_SECONDS)
         await self.edge.start()
+        tasks.create_task(self.edge.keep())
         self.edge.health.set_serving()
 
     def _registry(self) -> Registry:

@@ -14,9 +14,7 @@ Key = tuple[str, str]
 
 @dataclass(slots=True)
 class Session:
-    """What is known of a session that has runs: who is active, who queues, and the last session_index of a run that
-    has ended: the active one, once it has started, has the next.
-    """
+    """What is known of a session that has runs: who is active, who queues, and the last index of those that ended."""
 
     active: str = ""
     queue: deque[str] = field(default_factory=deque)
@@ -81,6 +79,10 @@ class Gates:
                 del self._ready[run[0]]
 
     # --- sessions ---
+
+    def look_at(self, session: Key) -> Session:
+        """What is known of a session; an empty gate when that is nothing. Not to be changed."""
+        return self.sessions.get(session) or Session()
 
     def count(self, session: Key, session_index: int) -> None:
         """Note the session_index of a run that has ended, 0 when it never started."""

@@ -140,6 +140,21 @@ class Supervisor:
             driver.born.add_done_callback(lambda _: self._creating.pop(key).set())
 
     async def _create(self, order: Order) -> Created:
+        driver = await self._enter(order)
+        # Not awaited itself: a client that leaves would cancel it.
+        await asyncio.wait((driver.born,))
+        outcome = driver.born.result()
+        if outcome is None:
+            raise StorageFailed
+        if isinstance(outcome, Committed):
+            if order.policy == SessionPolicy.SESSION_POLICY_INTERRUPT:
+                for active in self._adoption.interrupted():
+                    interrupt(active)
+            return Created(order.run_id, False, driver)
+        return await self._refused(order, outcome)
+
+    async def _enter(self, order: Order) -> Driver:
+        """Take the session's gate or a place in its queue, and begin the run."""
         if self._is_draining:
             raise Draining
         if len(self._drivers) >= self._house.limits.active_runs + self._house.limits.queued_runs:
@@ -157,17 +172,9 @@ class Supervisor:
         except BaseException:
             self._drop_place(session, order.run_id)
             raise
-        # Not awaited itself: a client that leaves would cancel it.
-        await asyncio.wait((driver.born,))
-        outcome = driver.born.result()
-        if outcome is None:
-            raise StorageFailed
-        if isinstance(outcome, Committed):
-            if order.policy == SessionPolicy.SESSION_POLICY_INTERRUPT:
-                for active in self._adoption.interrupted():
-                    interrupt(active)
-            return Created(order.run_id, False, driver)
-        return await self._refused(order, outcome)
+        if not starts and gate.active == order.run_id:
+            self._start_next(session, order.run_id)
+        return driver
 
     async def _gate(self, order: Order) -> Session:
         key = (order.namespace, order.session_id)
@@ -206,8 +213,6 @@ class Supervisor:
         history: tuple[Message, ...] = ()
         if starts:
             self._gates.work((order.namespace, order.run_id))
-        elif gate.active == order.run_id:
-            self._gates.line_up((order.namespace, order.run_id))
         if not order.is_new_session:
             limit = house.limits.history_messages
             history = tuple(await history_of(house.log.store, order.namespace, order.session_id, 0, limit))
@@ -325,9 +330,10 @@ class Supervisor:
 
     def _start_next(self, session: Key, run_id: str) -> None:
         """Start the run that has got its session's gate, or line it up for capacity."""
-        if not run_id or self._is_draining:
-            return
         key = (session[0], run_id)
+        # One that is still on its way into being comes here by itself.
+        if self._is_draining or key not in self._drivers:
+            return
         if self._gates.has_room:
             self._start(key)
         else:
@@ -358,13 +364,11 @@ class Supervisor:
 
     def holder(self, namespace: str, session_id: str) -> str:
         """The run that holds a session's gate, empty when none does."""
-        gate = self._gates.sessions.get((namespace, session_id))
-        return gate.active if gate is not None else ""
+        return self._gates.look_at((namespace, session_id)).active
 
     def queued(self, namespace: str, session_id: str) -> tuple[str, ...]:
         """The runs that queue for a session, in order."""
-        gate = self._gates.sessions.get((namespace, session_id))
-        return tuple(gate.queue) if gate is not None else ()
+        return tuple(self._gates.look_at((namespace, session_id)).queue)
 
     def unfit(self, namespace: str, run_id: str) -> BehestError | None:
         """Why a run cannot be driven, if that is so."""

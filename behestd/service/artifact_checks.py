@@ -17,7 +17,7 @@ class SizeMismatch(InvalidRequest):
 
     def __init__(self, expected: int, actual: int) -> None:
         text = f"{actual} bytes came, not {expected}"
-        super().__init__("size_bytes", text, reason="ARTIFACT_CHECKSUM_MISMATCH")
+        super().__init__("header.size_bytes", text, reason="ARTIFACT_CHECKSUM_MISMATCH")
         self.metadata |= {"expected": str(expected), "actual": str(actual)}
 
 

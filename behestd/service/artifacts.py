@@ -14,7 +14,7 @@ from typing import cast
 
 from behest.v1 import artifact_service_pb2 as pb
 from behest.v1.artifact_pb2 import Artifact
-from behestd.blobs.blob import BlobNotFound, ContentCorrupt, RangeInvalid
+from behestd.blobs.blob import BlobNotFound, ChecksumMismatch, ContentCorrupt, RangeInvalid
 from behestd.errors import ArtifactNotFound, InvalidRequest, SessionNotFound, StorageFull, TimedOut, TooLarge
 from behestd.log.store import SESSION_KIND, Full, Record, RecordChanged, RequestTaken
 from behestd.runtime.artifacts import KIND, Artifacts, Promise
@@ -24,7 +24,7 @@ from behestd.service import records
 from behestd.service.call import Call, Requests
 from behestd.service.methods import Handler
 from behestd.service.pages import page_of
-from behestd.service.validate import identifier
+from behestd.service.validate import identifier, within
 
 _NAME = "/behest.v1.ArtifactService/"
 _SILENCE_SECONDS = 60.0
@@ -74,7 +74,8 @@ class ArtifactFiles:
         )
         request = (header.request_id, digest) if header.request_id else None
         promise = Promise(header.sha256, self._house.limits.artifact_bytes)
-        artifact, outcome = await self._artifacts.write(call.namespace, about, content, promise, request)
+        with within("header", ChecksumMismatch):
+            artifact, outcome = await self._artifacts.write(call.namespace, about, content, promise, request)
         if isinstance(outcome, Full):
             raise StorageFull
         if isinstance(outcome, RequestTaken):

@@ -19,7 +19,16 @@ from behestd.service.pages import page_of
 from behestd.service.scopes import ADMIN, Caller
 from behestd.service.settings import MIB
 from behestd.service.status import run_error
-from behestd.service.validate import duration, identifier, known, labels, max_bytes, required, required_message
+from behestd.service.validate import (
+    duration,
+    identifier,
+    known,
+    labels,
+    max_bytes,
+    required,
+    required_message,
+    within,
+)
 
 _NAME = "/behest.v1.RegistryService/"
 _PAGE_BYTES = 3 * MIB
@@ -47,9 +56,10 @@ class Servers:
         """Register a server and dial it."""
         required_message(request, "server")
         _check(request.server, call.caller)
-        made, replayed = await self._registry.register(
-            call.namespace, request.server, _owner(call), replace=request.replace
-        )
+        with within("server"):
+            made, replayed = await self._registry.register(
+                call.namespace, request.server, _owner(call), replace=request.replace
+            )
         return pb.RegisterServerResponse(server=_shown(made), replayed=replayed)
 
     async def get_server(self, request: pb.GetServerRequest, call: Call) -> pb.GetServerResponse:

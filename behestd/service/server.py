@@ -3,11 +3,12 @@
 Above it is `daemon`, which gives it the handlers by full method name and tells it when to start and to stop;
 below it are `methods`, `listen`, `health` and `reflection`. An edge is bound when it is made, so that a taken
 address is known before any work is done, answers from `start` on, and says NOT_SERVING before its listeners
-close.
+close. It outlives its gRPC server: see `keep`.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
     from behestd.service.listen import Address
     from behestd.service.methods import Authenticate, Context, Handler
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_ADDRESS = "127.0.0.1:7717"
+LOOK_SECONDS = 1.0
+"""How often to look whether the gRPC server is still there."""
+LEFT_SECONDS = 1.0
+"""How long calls of one that is not may go on."""
 
 
 def local_caller(context: Context) -> Caller:
@@ -66,8 +73,11 @@ class Edge:
         if plan.has_reflection:
             answer = reflection.Reflection((*services, HEALTH_SERVICE)).answer
             wrapped |= {name: wrap(name, reflection.method(), answer, house) for name in reflection.METHODS}
-        self._server = grpc.aio.server(interceptors=plan.interceptors, options=settings.options())
-        self._server.add_generic_rpc_handlers((Router(wrapped),))
+        self._router = Router(wrapped)
+        self._interceptors = plan.interceptors
+        self._options = settings.options()
+        self._is_stopping = False
+        self._server = self._made()
         self._bound = tuple(self._bind(address) for address in addresses)
 
     @property
@@ -79,13 +89,38 @@ class Edge:
         """Begin to answer. Health stays NOT_SERVING until `health.set_serving` is called."""
         await self._server.start()
 
+    async def keep(self) -> None:
+        """Serve until `stop`: a gRPC server that a client's bytes have ended is replaced within a second or so.
+
+        grpc.aio ends its server, all of it, at a call whose path is no UTF-8. Calls that are open then have a second
+        to end; watches are cut, and go on where they were when their clients resume them.
+        """
+        while True:
+            try:
+                if not await self._server.wait_for_termination(LOOK_SECONDS):
+                    return
+            except UnicodeDecodeError:
+                if self._is_stopping:
+                    return
+                logger.warning("a call that cannot be read ended the gRPC server, which is made anew")
+                ended, self._server = self._server, self._made()
+                self._bound = tuple(self._bind(address) for address in self._bound)
+                await self._server.start()
+                await ended.stop(LEFT_SECONDS)
+
     async def stop(self, grace_seconds: float) -> None:
         """Say NOT_SERVING, close the listeners, let calls end for a while, then cut them. Idempotent."""
+        self._is_stopping = True
         self.health.set_not_serving()
         await self._server.stop(grace_seconds)
         for address in self._bound:
             if address.path:
                 listen.remove_socket(address.path)
+
+    def _made(self) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=self._interceptors, options=self._options)
+        server.add_generic_rpc_handlers((self._router,))
+        return server
 
     def _bind(self, address: Address) -> Address:
         if address.path:

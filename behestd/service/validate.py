@@ -7,6 +7,7 @@ A check returns the value in the form that the rest of the daemon uses.
 from __future__ import annotations
 
 import re
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from behestd.errors import InvalidRequest, TooLarge
 from behestd.tools import json_text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sized
+    from collections.abc import Iterator, Mapping, Sized
 
     from google.protobuf.descriptor import EnumDescriptor
     from google.protobuf.duration_pb2 import Duration
@@ -30,6 +31,20 @@ _REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
 _NANOS = 1_000_000_000
 _FIRST_SECOND = int(datetime(1, 1, 1, tzinfo=UTC).timestamp())
 _LAST_SECOND = int(datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC).timestamp())
+_MAX_TIME_NS = (1 << 63) - 1
+"""What a store holds: a time in the year 2262."""
+
+
+@contextmanager
+def within(path: str, kind: type[InvalidRequest] = InvalidRequest) -> Iterator[None]:
+    """Name the fields of errors of a kind that are raised inside as the request does: below `path`."""
+    try:
+        yield
+    except kind as error:
+        error.violations = tuple((f"{path}.{field}", problem) for field, problem in error.violations)
+        error.metadata["field"] = error.violations[0][0]
+        error.message = f"{path}.{error.message}"
+        raise
 
 
 def required(field: str, value: object) -> None:
@@ -119,10 +134,13 @@ def duration(field: str, value: Duration, limit_seconds: float = MAX_DURATION_SE
 
 
 def timestamp_ns(field: str, value: Timestamp) -> int:
-    """Return a time in unix nanoseconds. Refuses one that is malformed or outside the years 1 to 9999."""
+    """Return a time in unix nanoseconds. Refuses one that is malformed or outside the years 1 to 9999.
+
+    One that is more than 292 years from 1970 becomes the last that is not: it still stands for long ago, or for never.
+    """
     if not 0 <= value.nanos < _NANOS or not _FIRST_SECOND <= value.seconds <= _LAST_SECOND:
         raise InvalidRequest(field, "is no valid time")
-    return value.seconds * _NANOS + value.nanos
+    return max(-_MAX_TIME_NS, min(value.seconds * _NANOS + value.nanos, _MAX_TIME_NS))
 
 
 def json_value(field: str, text: str, limit_bytes: int = json_text.MAX_BYTES) -> Any:

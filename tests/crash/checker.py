@@ -1,7 +1,7 @@
 """What must hold of a store when the dust has settled, whatever happened to the daemons that wrote it.
 
-The numbers are those of the invariants. Evidence is what is on the disk, what clients captured, and the ledger of the
-tools; no code of the daemon takes part but the fold, whose result is compared with the state that the daemon wrote down.
+The numbers are those of the invariants. Evidence is what is on the disk, what clients captured, and the ledger of
+the tools; no code of the daemon takes part but the fold, whose result is compared with the state that was written down.
 """
 
 from __future__ import annotations

@@ -152,7 +152,8 @@ class Site:
 
     def _config(self) -> str:
         tables = [
-            f"[limits]\ncancel_grace_seconds = {self.grace_seconds}\ndrain_seconds = {self.drain_seconds}\nsweep_seconds = 1.0",
+            f"[limits]\ncancel_grace_seconds = {self.grace_seconds}\ndrain_seconds = {self.drain_seconds}",
+            "sweep_seconds = 1.0",
             '[permissions]\ndefault = "allow"',
         ]
         if self.tools:
@@ -230,8 +231,8 @@ class Remains:
 
     def positions(self, run_id: str) -> dict[int, int]:
         """The commit position of each event of a run, by sequence."""
-        query = "SELECT first_sequence, last_sequence, position FROM chunks WHERE run = (SELECT key FROM runs WHERE run_id = ?)"
-        rows = self._rows(query, run_id)
+        query = "SELECT first_sequence, last_sequence, position FROM chunks"
+        rows = self._rows(f"{query} WHERE run = (SELECT key FROM runs WHERE run_id = ?)", run_id)
         return {sequence: position for first, last, position in rows for sequence in range(first, last + 1)}
 
     def _rows(self, query: str, *values: str | bytes) -> list[tuple[Any, ...]]:

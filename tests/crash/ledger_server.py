@@ -2,9 +2,9 @@
 
     python -m tests.crash.ledger_server LEDGER
 
-Each line of the ledger is a JSON object: `what` is dispatch, effect, status, bury or cancel. Four tools, one for each class
-of effect; none but `idempotent` looks at keys before it acts, so a second dispatch of any other is a second effect. A call
-takes effect, shows progress, works for `ms` milliseconds, and answers. Prints `ready HOST:PORT`.
+Each line of the ledger is a JSON object: `what` is dispatch, effect, status, bury or cancel. Four tools, one for each
+class of effect; none but `idempotent` looks at keys before it acts, so a second dispatch of another is a second effect.
+A call takes effect, shows progress, works for `ms` milliseconds, and answers. Prints `ready HOST:PORT`.
 """
 
 from __future__ import annotations

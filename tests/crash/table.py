@@ -8,9 +8,10 @@ from pathlib import Path
 PLACE = Path(__file__).parents[2] / "docs" / "crash-table.md"
 _INTRODUCTION = """# What survives a crash
 
-Each line is a daemon that was really killed, at a point that was proved to be hit, and started again on what it left. Rows
-are those of the failure matrix. *Sent* and *took effect* are counted by the ledger of a tool server in a process of its own,
-over both lives of the daemon. Made by `make test ARGS="tests/crash"` with `BEHEST_WRITE_TABLE=1`; a test compares.
+Each line is a daemon that was really killed, at a point that was proved to be hit, and started again on what it left.
+Rows are those of the failure matrix. *Sent* and *took effect* are counted by the ledger of a tool server in a process
+of its own, over both lives of the daemon. Made by `make test ARGS="tests/crash"` with `BEHEST_WRITE_TABLE=1`; a test
+compares.
 
 | Row | Killed at | Tool | State | The log ended at | Then | Sent | Took effect |
 |---|---|---|---|---|---|---|---|

@@ -1,7 +1,7 @@
 """Rows 1 to 15 of the failure matrix: the daemon dies at a named point, and what then must be so is so.
 
-Each case proves first that its point was hit: the process died by SIGKILL, said the point's name, and left a log that ends
-where the row says.
+Each case proves first that its point was hit: the process died by SIGKILL, said the point's name, and left a log that
+ends where the row says.
 """
 
 from __future__ import annotations
@@ -225,8 +225,8 @@ async def test_calls_that_were_never_started_are_dispatched_without_asking_the_m
         events = follower.events
         assert [each.attempt for each in only(events, "tool_started")] == [1]
         assert [each.step for each in only(events, "model_requested")] == [1, 2]
-        assert (sent := tools.ledger.count(run_id, "dispatch")) == 1
-        assert (effects := tools.ledger.count(run_id, "effect")) == 1
+        sent, effects = tools.ledger.count(run_id, "dispatch"), tools.ledger.count(run_id, "effect")
+        assert (sent, effects) == (1, 1)
         check_log(place, follower, run_id)
     outcome = "the call is sent for the first time; the model is not asked again"
     lines.append(Line(7, "tool.before_started", tool, "draining", last, outcome, sent, effects))

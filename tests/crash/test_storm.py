@@ -1,4 +1,4 @@
-"""Everything at once: two hundred runs, people who cancel and interrupt, and a daemon that is killed again and again."""
+"""Everything at once: two hundred runs, people who cancel and interrupt, a daemon that is killed again and again."""
 
 from __future__ import annotations
 

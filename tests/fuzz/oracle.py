@@ -110,9 +110,7 @@ async def _ended(call: grpc.aio.StreamStreamCall[bytes, bytes], frames: list[byt
 
 def check(answer: Answer, descriptor: Descriptor, *, size_bytes: int, is_served: bool) -> None:
     """Check an answer against what all answers must keep. `size_bytes` is that of the largest request."""
-    assert answer.code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), answer
-    assert not _TELLTALE.search(answer.details), answer
-    assert not is_served or answer.code != grpc.StatusCode.DEADLINE_EXCEEDED or answer.status, answer
+    check_code(answer)
     if not answer.is_refusal:
         return
     if not answer.status:
@@ -128,8 +126,15 @@ def check(answer: Answer, descriptor: Descriptor, *, size_bytes: int, is_served:
     assert info.domain == "behest"
     assert info.reason in REASONS
     assert not _TELLTALE.search(str(status)), status
+    assert answer.code != grpc.StatusCode.UNIMPLEMENTED or info.reason == "REQUEST_UNSUPPORTED"
     if answer.code == grpc.StatusCode.INVALID_ARGUMENT:
         _check_fields(status, info, descriptor)
+
+
+def check_code(answer: Answer) -> None:
+    """Check that an answer is no fault of the daemon, and tells nothing of how it is made."""
+    assert answer.code not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), answer
+    assert not _TELLTALE.search(answer.details), answer
 
 
 def _check_fields(status: Status, info: ErrorInfo, descriptor: Descriptor) -> None:

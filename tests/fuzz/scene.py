@@ -52,6 +52,12 @@ METHODS: Mapping[str, MethodDescriptor] = {
 }
 """Every method of the contract by full name."""
 CALLS = '/tool look_up {"key": "it"} /tool look_up {"key": "that"} /next /say so it is'
+LATER = {
+    "/behest.v1.ArtifactService/WriteArtifact": b"\x12\x03abc",
+    "/behest.v1.SessionService/ImportSession": b"\x12\x03abc",
+    "/behest.v1.RegistryService/AttachServer": b"",
+}
+"""Good requests for methods that take many, from the second on."""
 _numbers = itertools.count()
 
 

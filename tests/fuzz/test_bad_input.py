@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from behestd.log import fsck, sqlite_schema
+from behestd.service import reflection
+from behestd.service.methods import describe
 from tests import daemons
 from tests.daemons import Served
 from tests.fuzz import oracle, scene, wire
@@ -38,7 +40,7 @@ COMMON = settings(
     phases=(Phase.generate,),
     suppress_health_check=list(HealthCheck),
 )
-SHORT = settings(COMMON, max_examples=30, derandomize=True)
+SHORT = settings(COMMON, max_examples=100, derandomize=True)
 LONG = settings(COMMON, max_examples=1000, print_blob=True)
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -139,18 +141,28 @@ async def throw_one(target: Target, world: World, name: str, data: st.DataObject
 
 async def throw_some(target: Target, world: World, name: str, data: st.DataObject) -> None:
     """Throw a stream of requests at a method with many, which may be cut anywhere."""
-    sent = data.draw(st.lists(requests(world, METHODS[name]), max_size=4), "requests")
+    method = METHODS[name]
+    first = requests(world, method)
+    later = wire.requests(scene.LATER[name], method.input_type, world.pools)
+    sent = data.draw(st.one_of(st.just([]), st.tuples(first, st.lists(later, max_size=4)).map(_flat)), "requests")
     await throw(target, name, sent, leaves=data.draw(st.booleans(), "leaves"))
+
+
+def _flat(parts: tuple[bytes, list[bytes]]) -> list[bytes]:
+    return [parts[0], *parts[1]]
 
 
 UNARY = [name for name, method in METHODS.items() if not method.client_streaming and name != DRAIN]
 STREAMS = [name for name, method in METHODS.items() if method.client_streaming]
+FOREIGN = ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", *reflection.METHODS]
 
 
 @pytest.mark.parametrize("name", UNARY)
 @given(data=st.data())
 @SHORT
-async def test_any_request_is_answered_properly(target: Target, world: World, name: str, data: st.DataObject) -> None:
+async def test_any_request_is_answered_properly(  # C142
+    target: Target, world: World, name: str, data: st.DataObject
+) -> None:
     await throw_one(target, world, name, data)
 
 
@@ -161,6 +173,33 @@ async def test_any_stream_of_requests_is_answered_properly(
     target: Target, world: World, name: str, data: st.DataObject
 ) -> None:
     await throw_some(target, world, name, data)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def doomed(tmp_path: Path) -> AsyncIterator[Target]:
+    """A daemon of its own for what ends one."""
+    async with thrown_at(tmp_path / "data") as made:
+        yield made
+
+
+@given(data=st.data())
+@SHORT
+async def test_any_request_to_drain_is_answered_properly(doomed: Target, data: st.DataObject) -> None:
+    pools: wire.Pools = {"": ["x"]}
+    await throw(doomed, DRAIN, [data.draw(wire.requests(b"", METHODS[DRAIN].input_type, pools), "request")])
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+@given(data=st.data())
+@SHORT
+async def test_any_request_of_a_foreign_protocol_is_answered_properly(
+    target: Target, name: str, data: st.DataObject
+) -> None:
+    pools: wire.Pools = {"": ["behest.v1.RunService", "grpc.health.v1.Health", "run_service.proto"]}
+    method = reflection.method() if name in reflection.METHODS else describe(name)
+    sent = [data.draw(wire.requests(b"", method.input_type, pools), "request")]
+    answer = await oracle.ask(target.served.channel, name, sent, is_stream=method.server_streaming)
+    oracle.check_code(answer)
 
 
 @pytest.mark.proof

@@ -118,8 +118,9 @@ def _value(draw: st.DrawFn, field: FieldDescriptor, pools: Pools, depth: int) ->
     if field.type == FieldDescriptor.TYPE_BYTES:
         return encode(field.number, BYTES, draw(st.sampled_from(_BYTES)))
     if field.type in (FieldDescriptor.TYPE_DOUBLE, FieldDescriptor.TYPE_FLOAT):
-        shape, kind = ("<d", FIXED64) if field.type == FieldDescriptor.TYPE_DOUBLE else ("<f", FIXED32)
-        return encode(field.number, kind, struct.pack(shape, draw(st.sampled_from(_REALS))))
+        real = struct.pack("<d", draw(st.sampled_from(_REALS)))
+        is_double = field.type == FieldDescriptor.TYPE_DOUBLE
+        return encode(field.number, FIXED64 if is_double else FIXED32, real if is_double else real[4:])
     numbers: Sequence[int] = _NUMBERS
     if field.type == FieldDescriptor.TYPE_ENUM and field.enum_type is not None:
         numbers = (*(value.number for value in field.enum_type.values), 99, -1, 2**31 - 1)

@@ -317,10 +317,10 @@ async def test_a_daemon_is_the_tool_server_of_another_one() -> None:  # N05
         ({"labels": {"": "x"}}, "server.labels"),
         ({"token_ref": "the secret itself"}, "server.token_ref"),
         ({"tls": ServerTls(certificate_ref="env:A")}, "server.tls.key_ref"),
-        ({"tls": ServerTls(ca_ref="env:NOT_THERE_AT_ALL")}, "tls.ca_ref"),
+        ({"tls": ServerTls(ca_ref="env:NOT_THERE_AT_ALL")}, "server.tls.ca_ref"),
         ({"dedupe_retention": duration(-1)}, "server.dedupe_retention"),
-        ({"name_prefix": "a b"}, "name_prefix"),
-        ({"tool_policies": {"": PURE}}, "tool_policies[]"),
+        ({"name_prefix": "a b"}, "server.name_prefix"),
+        ({"tool_policies": {"": PURE}}, "server.tool_policies[]"),
     ],
 )
 async def test_a_registration_that_breaks_a_rule_is_refused_by_its_field(

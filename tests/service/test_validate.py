@@ -106,4 +106,13 @@ def test_values_come_back_in_the_form_that_the_daemon_uses() -> None:
     assert validate.duration("field", Duration(seconds=1, nanos=500_000_000)) == 1.5
     assert validate.timestamp_ns("field", Timestamp(seconds=1_700_000_000, nanos=7)) == 1_700_000_000_000_000_007
     assert validate.timestamp_ns("field", Timestamp(seconds=-1)) == -1_000_000_000
+    for far, seconds in ((1, 253_402_300_799), (-1, -62_135_596_800)):
+        assert validate.timestamp_ns("field", Timestamp(seconds=seconds)) == far * (2**63 - 1), "what a store holds"
     assert validate.json_object("field", '{"id": 12345678901234567890}') == {"id": 12345678901234567890}
+
+
+def test_errors_from_within_are_named_as_the_request_has_them() -> None:
+    with pytest.raises(InvalidRequest) as caught, validate.within("server"):
+        validate.identifier("name", "a b")
+    assert caught.value.violations[0][0] == caught.value.metadata["field"] == "server.name"
+    assert caught.value.message.startswith("server.name: ")
