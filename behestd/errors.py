@@ -209,9 +209,7 @@ class Overloaded(Exhausted):
     """Raised when the daemon takes no more runs now."""
 
     def __init__(self, what: str, limit: int) -> None:
-        super().__init__(
-            "RUNTIME_OVERLOADED", f"{what} are at their limit of {limit}", limit=limit, retry_seconds=1.0
-        )
+        super().__init__("RUNTIME_OVERLOADED", f"{what} are at their limit of {limit}", limit=limit, retry_seconds=1.0)
 
 
 class TooLarge(Exhausted):

@@ -141,8 +141,7 @@ class Supervisor:
 
     async def _create(self, order: Order) -> Created:
         driver = await self._enter(order)
-        # Not awaited itself: a client that leaves would cancel it.
-        await asyncio.wait((driver.born,))
+        await asyncio.wait((driver.born,))  # not awaited itself: a client that leaves would cancel it
         outcome = driver.born.result()
         if outcome is None:
             raise StorageFailed
@@ -159,7 +158,6 @@ class Supervisor:
             raise Draining
         if len(self._drivers) >= self._house.limits.active_runs + self._house.limits.queued_runs:
             raise Overloaded("queued runs", self._house.limits.queued_runs)
-        session = (order.namespace, order.session_id)
         gate = await self._gate(order)
         if (order.namespace, order.run_id) in self._drivers or order.run_id in (gate.active, *gate.queue):
             raise RunIdTaken(order.run_id)
@@ -170,7 +168,7 @@ class Supervisor:
                 raise Draining
             driver = self._begin(birth)
         except BaseException:
-            self._drop_place(session, order.run_id)
+            self._drop_place((order.namespace, order.session_id), order.run_id)
             raise
         if not starts and gate.active == order.run_id:
             self._start_next(session, order.run_id)

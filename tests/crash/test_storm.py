@@ -107,15 +107,31 @@ async def test_whatever_happens_logs_are_whole_and_payments_are_made_once(
         clients = [place.client() for _ in range(8)]
         shared = [(await clients[0].sessions.create()).id for _ in range(runs // 20)]
         sessions = [chance.choice(shared) if number % 2 else "" for number in range(runs)]
-        async with asyncio.TaskGroup() as tasks:
-            for number, story in enumerate(stories):
-                life = storm.live(clients[number % 8], story, random.Random(chance.random()), sessions[number])
-                tasks.create_task(life)
-            tasks.create_task(storm.rage(random.Random(chance.random()), kills))
+        try:
+            async with asyncio.timeout(30 + runs / 5), asyncio.TaskGroup() as tasks:
+                for number, story in enumerate(stories):
+                    life = storm.live(clients[number % 8], story, random.Random(chance.random()), sessions[number])
+                    tasks.create_task(life)
+                tasks.create_task(storm.rage(random.Random(chance.random()), kills))
+        except TimeoutError:
+            pytest.fail(await stuck(storm, clients[0]))
         for client in clients:
             await client.close()
         assert (await place.running[-1].stop()).code == 0
         check(place, tools, storm)
+
+
+async def stuck(storm: Storm, client: Client) -> str:
+    """Tell of each run that has not ended: what its log and its daemon say, and what its client saw."""
+    found = [f"{len(storm.stories)} runs, {storm.kills} kills"]
+    remains = storm.place.remains()
+    for story in storm.stories:
+        if not story.events or kind_of(story.events[-1]) not in TERMINAL:
+            kinds = remains.kinds(story.run_id)
+            why = (await client.runs.explain(story.run_id)).obstacles if kinds else []
+            told = [(obstacle.kind, obstacle.subject, obstacle.message) for obstacle in why]
+            found.append(f"{story.run_id}: seen {len(story.events)} of {len(kinds)}, log ends {kinds[-4:]}, {told}")
+    return "\n".join(found)
 
 
 def check(place: Site, tools: Tools, storm: Storm) -> None:
