@@ -158,6 +158,7 @@ class Supervisor:
             raise Draining
         if len(self._drivers) >= self._house.limits.active_runs + self._house.limits.queued_runs:
             raise Overloaded("queued runs", self._house.limits.queued_runs)
+        session = (order.namespace, order.session_id)
         gate = await self._gate(order)
         if (order.namespace, order.run_id) in self._drivers or order.run_id in (gate.active, *gate.queue):
             raise RunIdTaken(order.run_id)
@@ -168,7 +169,7 @@ class Supervisor:
                 raise Draining
             driver = self._begin(birth)
         except BaseException:
-            self._drop_place((order.namespace, order.session_id), order.run_id)
+            self._drop_place(session, order.run_id)
             raise
         if not starts and gate.active == order.run_id:
             self._start_next(session, order.run_id)
