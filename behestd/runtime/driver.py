@@ -190,7 +190,10 @@ class Driver:
             failpoint("create.after_commit", self.run.id)
             self.run, self._before = first.run, Before(first.run, first.calls)
         self.tail = await self._house.log.tail(created.namespace, self.run.id)
-        self._move_deltas(list(first.payloads) if first is not None else [], self.run)
+        if first is not None:
+            self._move_deltas(list(first.payloads), self.run)
+        elif self.run.step.calls:
+            self.deltas.open(self.run.step.number, 0, self.run.head.sequence)
         self.say_born(Committed())
         return True
 

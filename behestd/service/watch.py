@@ -57,7 +57,7 @@ class _Cursor:
         self._skip()
         stretch = self.place.stretch if self.place is not None else None
         page = Page(b"", self.after)
-        if stretch is None or not stretch.closed_at or self.after + 1 < stretch.closed_at or self._is_spent():
+        if stretch is None or self.after + 1 != stretch.closed_at or self._is_spent():
             page = self.tail.read(self.after) or await self.tail.read_from(self.store, self.after, _FRAME_BYTES)
         if stretch is not None and self._holds_back(stretch, page):
             page = _cut(page, self.after, stretch.closed_at - 1)
@@ -88,8 +88,7 @@ class _Cursor:
 
     def _holds_back(self, stretch: Stretch, page: Page) -> bool:
         """Whether the page would overtake deltas that are not told yet."""
-        follows = self.after >= stretch.opened_at or page.last_sequence >= stretch.closed_at
-        return bool(stretch.closed_at) and not self._is_spent() and follows and page.last_sequence >= stretch.closed_at
+        return self.after < stretch.closed_at <= page.last_sequence and not self._is_spent()
 
     def _deltas(self) -> bytes:
         place = self.place

@@ -130,7 +130,9 @@ async def stuck(storm: Storm, client: Client) -> str:
             kinds = remains.kinds(story.run_id)
             why = (await client.runs.explain(story.run_id)).obstacles if kinds else []
             told = [(obstacle.kind, obstacle.subject, obstacle.message) for obstacle in why]
-            found.append(f"{story.run_id}: seen {len(story.events)} of {len(kinds)}, log ends {kinds[-4:]}, {told}")
+            found.append(f"{story.run_id}: seen {len(story.events)} of {len(kinds)}: {' '.join(kinds)}, {told}")
+    last = max(storm.place.home.glob("stderr-*"), key=lambda path: path.stat().st_mtime)
+    found.append(last.read_text()[-3000:])
     return "\n".join(found)
 
 
