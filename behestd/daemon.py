@@ -1,7 +1,7 @@
 """The composition root and the life of the daemon: open, recover, serve, drain, stop.
 
 Above: `cli`, which gives a plan and takes the exit code. Below: every room. `Daemon` is an async context manager, so
-that a test has the same daemon in its own process. Order of the end (`semantics.md` 2.19): health NOT_SERVING, no new
+that a test has the same daemon in its own process. Order of the end: health NOT_SERVING, no new
 runs, watches end with their resume points, what is in flight ends or is left for recovery, the store closes.
 """
 

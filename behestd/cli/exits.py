@@ -1,4 +1,4 @@
-"""What the exit codes mean, and which belongs to which error. The one table of `semantics.md` 2.19."""
+"""What the exit codes mean, and which belongs to which error. The one table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decisions about tool calls: permission, dispatch, failure and doubt. Above: `decide`. Source: `semantics.md` 2.6.
+"""Decisions about tool calls: permission, dispatch, failure and doubt. Above: `decide`.
 
 A call is dispatched again only where its side-effect class or a proof allows it; otherwise its outcome is unknown and
 the operator's policy for the tool decides. Calls are dispatched in the order in which the model asked.

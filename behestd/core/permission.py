@@ -1,4 +1,4 @@
-"""Permission to call a tool: the operator's rules and the agent's, on names and arguments. Source: `semantics.md` 4.
+"""Permission to call a tool: the operator's rules and the agent's, on names and arguments.
 
 Within one list the last match wins; the two lists are evaluated apart and the stricter answer holds (deny, then ask,
 then allow). Where no rule matches, pure tools are allowed and others get the definition's default.

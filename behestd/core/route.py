@@ -1,4 +1,4 @@
-"""Which endpoint to try next, when, or not at all: the only retry layer for model calls. Source: `semantics.md` 2.10.
+"""Which endpoint to try next, when, or not at all: the only retry layer for model calls.
 
 A run calls it from `decide`, so that every attempt is journaled; the ChatService passthrough calls it in its own loop.
 """

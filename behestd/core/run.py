@@ -2,7 +2,7 @@
 
 `evolve` applies one committed event, `fold` a whole log, `apply` one payload that is about to be committed. All are
 pure and total over valid logs; an event that the table does not allow in a state means a damaged log (`LogCorrupt`), an
-event of an unknown kind a newer version (`NewerFormat`). Source of the table: `semantics.md` 2.3.
+event of an unknown kind a newer version (`NewerFormat`).
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def _number(text: str, scale: float) -> float | None:
 
 
 def _reason(status: int, code: str, said: str, *, waits: bool) -> str:
-    """Choose the reason, the most specific sign first. Source of the classes: `semantics.md` 2.10."""
+    """Choose the reason, the most specific sign first."""
     if status == 402 or code in _QUOTA_CODES:
         return "PROVIDER_QUOTA"
     if status in (429, 529) and waits:

@@ -25,7 +25,7 @@ Frame = StreamChatResponse
 
 @dataclass(frozen=True, slots=True)
 class ProviderTimeouts:
-    """Limits of one attempt, in seconds. Source of the defaults: `semantics.md` 2.9."""
+    """Limits of one attempt, in seconds."""
 
     connect_seconds: float = 5.0
     first_byte_seconds: float = 60.0

@@ -1,7 +1,7 @@
 """Admission of inputs: what is refused before a run exists, and counted. Nothing of a refused input is kept or logged.
 
 Rules: an input is not empty, not longer than the limit, does not match a pattern that the operator rejects; with a
-window set, the same input on the same session is refused within it. Source: checklist C065, C066.
+window set, the same input on the same session is refused within it.
 """
 
 from __future__ import annotations

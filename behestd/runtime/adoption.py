@@ -2,7 +2,7 @@
 
 A run that may be what killed the daemon (twice in a row its owner vanished without bringing it forward) is a suspect:
 suspects are taken up one at a time, the next when the one before has come forward, so that only the run that kills is
-condemned. Source: `semantics.md` 2.7. A log that does not fold is reported and left alone; it holds up nobody else.
+condemned. A log that does not fold is reported and left alone; it holds up nobody else.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The end of all drivers when the daemon stops: what is in flight may end, then every run is let go, durably.
 
-Above: the supervisor, whose event is set whenever a driver has turned or ended. Source: `semantics.md` 2.19.
+Above: the supervisor, whose event is set whenever a driver has turned or ended.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Forks: what a run that starts from another takes over. Pure. Source: `semantics.md` 2.17."""
+"""Forks: what a run that starts from another takes over. Pure."""
 
 from __future__ import annotations
 

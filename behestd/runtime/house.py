@@ -18,7 +18,7 @@ from behestd.tools.catalog import Catalog as Tools
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Limits of the runtime. Source of the defaults: `semantics.md` 2.9."""
+    """Limits of the runtime."""
 
     active_runs: int = 512
     """Runs that work at once; those that wait do not count."""

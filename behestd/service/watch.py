@@ -1,8 +1,8 @@
 """The watch of a run: frames made of stored bytes, read by position. Above: the run service. Below: tail and deltas.
 
-Promises W1 to W13 of `semantics.md` 2.14. A frame holds whole commits; deltas ride on it when the attempt they belong
-to is still open after its events, and go before the events that close it otherwise. A watcher holds two positions and
-no queue.
+Promises: events in order, no gap, no repeat, durable ones only, resumable anywhere. A frame holds whole commits,
+deltas ride on it when the attempt they belong to is still open after its events, and go before the events that close it
+otherwise. A watcher holds two positions and no queue.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The laws of `semantics.md` 5.5 that the log of one run must keep, checked event by event and apart from the fold.
+"""The laws that the log of one run must keep, checked event by event and apart from the fold.
 
 A second opinion, which knows the log by its messages alone: I2 (density), I5, I6, I7, I11, I12, I13, I14.
 """

@@ -1,4 +1,4 @@
-"""Attempts at the model: backoff, waits, fallback, quota and open breakers (`semantics.md` 2.10)."""
+"""Attempts at the model: backoff, waits, fallback, quota and open breakers."""
 
 from __future__ import annotations
 

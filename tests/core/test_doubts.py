@@ -1,4 +1,4 @@
-"""Calls of unknown outcome, and errors that end a run: people, late answers, policies (`semantics.md` 2.6)."""
+"""Calls of unknown outcome, and errors that end a run: people, late answers, policies."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def stay(*states: str) -> dict[str, str]:
     return {state: state for state in states}
 
 
-# semantics.md 2.3, written down a second time.
+# The table of transitions, written down a second time.
 EXPECTED: dict[str, dict[str, str]] = {
     "run_created": {},
     "run_claimed": stay(*LIVE),

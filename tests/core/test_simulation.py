@@ -1,4 +1,4 @@
-"""The core in a world of crashes, takeovers, zombies, lost answers and people, played by hypothesis (semantics.md 5.3).
+"""The core in a world of crashes, takeovers, zombies, lost answers and people, played by hypothesis.
 
 Every append passes `Laws`, the fold of the bytes and the ledger of the outside; at the end faults stop, time passes and
 the run must end. When a run has ended, the next one begins, so that no step is played for nothing.

@@ -1,4 +1,4 @@
-"""Tool calls: what is sent, how often, what becomes of an attempt by class, proof and moment (`semantics.md` 2.6)."""
+"""Tool calls: what is sent, how often, what becomes of an attempt by class, proof and moment."""
 
 from __future__ import annotations
 

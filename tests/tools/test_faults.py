@@ -1,4 +1,4 @@
-"""What one attempt says of its own failure: class, whether the tool took effect, reason. `semantics.md` 3.3."""
+"""What one attempt says of its own failure: class, whether the tool took effect, reason."""
 
 from __future__ import annotations
 
