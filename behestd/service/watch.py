@@ -1,6 +1,6 @@
 """The watch of a run: frames made of stored bytes, read by position. Above: the run service. Below: tail and deltas.
 
-Promises: events in order, no gap, no repeat, durable ones only, resumable anywhere. A frame holds whole commits,
+Promises: events in order, no gap, no repeat, durable ones only, resumable anywhere. A frame holds whole commits;
 deltas ride on it when the attempt they belong to is still open after its events, and go before the events that close it
 otherwise. A watcher holds two positions and no queue.
 """
