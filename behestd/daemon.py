@@ -23,6 +23,7 @@ from typing import Self
 import structlog
 
 from behest.v1.server_pb2 import Server
+from behestd import enums
 from behestd.blobs.blob import Blobs
 from behestd.blobs.file import FileBlobs
 from behestd.blobs.memory import MemoryBlobs
@@ -265,6 +266,7 @@ async def _open(data_dir: Path | None) -> tuple[Store, Blobs]:
 async def serve(plan: Plan, ready: Callable[[Sequence[str]], None]) -> int:
     """Serve until SIGTERM or SIGINT; a second one ends the drain at once. Gives the exit code."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    enums.quicken()
     with _signals() as asked:
         async with Daemon(plan) as daemon:
             gc.collect()

@@ -57,7 +57,7 @@ def _requested(run: Run, payload: Payload, now_ns: int) -> Run:
 
 
 def _model_completed(run: Run, payload: Payload, now_ns: int) -> Run:
-    asked = [part.tool_call for part in payload.message.parts if part.WhichOneof("kind") == "tool_call"]
+    asked = [part.tool_call for part in payload.message.parts if part.HasField("tool_call")]
     calls: tuple[Call, ...] = ()
     turns = run.turns
     if asked:

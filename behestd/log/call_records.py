@@ -55,12 +55,13 @@ def fold(
         if isinstance(payload, RunClaimed):
             epoch += 1
         elif isinstance(payload, ModelCompleted):
-            changed |= {record.id: record for record in _asked(after, payload, now_ns)}
+            for record in _asked(after, payload, now_ns):
+                changed[record.id] = record
         elif type(payload) in _OF_CALLS:
             old = changed.get(payload.call_id) or records.get(payload.call_id)
             if old is not None:
                 changed[old.id] = _fold_one(old, payload, epoch, now_ns)
-    if after.is_ended:
+    if after.is_ended and (records or changed):
         for call_id, old in {**records, **changed}.items():
             if not old.HasField("end_time"):
                 changed[call_id] = _closed(old, now_ns)
@@ -69,8 +70,8 @@ def fold(
 
 
 def _asked(run: Run, payload: ModelCompleted, now_ns: int) -> Iterable[ToolCallRecord]:
-    tools = {tool.name: tool for tool in run.definition.tools}
-    asked = [part.tool_call for part in payload.message.parts if part.WhichOneof("kind") == "tool_call"]
+    asked = [part.tool_call for part in payload.message.parts if part.HasField("tool_call")]
+    tools = {tool.name: tool for tool in run.definition.tools} if asked else {}
     for index, call in enumerate(asked):
         record = ToolCallRecord(
             id=call.id,

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from behestd.log.store import Chunk
 
+_SMALL = tuple(bytes((number,)) for number in range(0x80))
 TAG = b"\x0a"
 """Field 1, length-delimited."""
 
@@ -17,13 +18,25 @@ TAG = b"\x0a"
 def varint(number: int) -> bytes:
     """Encode a non-negative number as protobuf does."""
     if number < 0x80:
-        return bytes((number,))
+        return _SMALL[number]
+    if number < 0x4000:
+        return bytes((number & 0x7F | 0x80, number >> 7))
     parts = bytearray()
     while number >= 0x80:
         parts.append(number & 0x7F | 0x80)
         number >>= 7
     parts.append(number)
     return bytes(parts)
+
+
+def tag(number: int) -> bytes:
+    """Encode the tag of a length-delimited field."""
+    return varint(number << 3 | 2)
+
+
+def field(tag: bytes, value: bytes) -> bytes:
+    """Encode a length-delimited field: its tag, the length, the value."""
+    return b"".join((tag, varint(len(value)), value))
 
 
 def frame(events: Iterable[bytes]) -> bytes:

@@ -265,7 +265,7 @@ def _check(item: Item) -> None:
         if not 0 <= record.expire_time_ns <= MAX_TIME_NS:
             raise errors.InvalidRequest("expire_time", "is out of range")
     # SQLite's JSON and PostgreSQL's text end at a NUL.
-    if any("\0" in name for name in names):
+    if "\0" in "".join(names):
         raise errors.InvalidRequest("id", "must not hold a NUL character")
 
 

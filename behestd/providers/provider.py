@@ -101,30 +101,9 @@ async def embed(provider: Provider, request: EmbedRequest, timeouts: ProviderTim
         raise timed_out("no vectors", timeouts.total_seconds) from error
 
 
-async def guarded(stream: AsyncGenerator[Frame, None], timeouts: ProviderTimeouts) -> AsyncGenerator[Frame, None]:
-    """Yield the frames of one attempt within its limits, empty ones left out, up to and with the end.
-
-    The stream is closed in the end, whatever happens. Time spent by the consumer counts for the total only.
-    One timer serves the whole stream: it is moved when it fires, not when a frame comes, so a frame costs no
-    timer.
-
-    Raises: ProviderFailure PROVIDER_TIMEOUT, PROVIDER_STREAM_BROKEN, and what the stream raises.
-    """
-    watch = _Watch(timeouts)
-    try:
-        async with aclosing(stream):
-            while True:
-                frame = await watch.next(stream)
-                if frame is None:
-                    raise broken()
-                if frame.HasField("end"):
-                    watch.stop()
-                    yield frame
-                    return
-                if frame.deltas:
-                    yield frame
-    finally:
-        watch.stop()
+def guarded(stream: AsyncGenerator[Frame, None], timeouts: ProviderTimeouts) -> Guarded:
+    """Put limits on one attempt. To be read, and closed, inside a running loop."""
+    return Guarded(stream, timeouts)
 
 
 def broken() -> ProviderFailure:
@@ -138,15 +117,32 @@ def timed_out(what: str, limit_seconds: float) -> ProviderFailure:
     return ProviderFailure("PROVIDER_TIMEOUT", f"{what} within {limit} s", metadata={"limitSeconds": limit})
 
 
-class _Watch:
-    """Waits for the next frame of one stream and cancels the wait, and nothing else, when a limit passes.
+class Guarded:
+    """The frames of one attempt within its limits, empty ones left out, up to and with the end.
 
-    `asyncio.timeout` would need a timer for each frame, or would fire into the consumer.
+    The stream is closed in the end, whatever happens. Time spent by the consumer counts for the total only: a limit
+    that passes cancels the wait for a frame, and nothing else. One timer serves the whole stream: it is moved when it
+    fires, not when a frame comes, so a frame costs no timer. (`asyncio.timeout` would need a timer for each frame, or
+    would fire into the consumer.)
+
+    Raises: ProviderFailure PROVIDER_TIMEOUT, PROVIDER_STREAM_BROKEN, and what the stream raises.
     """
 
-    __slots__ = ("_due", "_has_begun", "_is_late", "_limits", "_loop", "_timer", "_total_due", "_waiting")
+    __slots__ = (
+        "_due",
+        "_has_begun",
+        "_is_late",
+        "_is_over",
+        "_limits",
+        "_loop",
+        "_stream",
+        "_timer",
+        "_total_due",
+        "_waiting",
+    )
 
-    def __init__(self, limits: ProviderTimeouts) -> None:
+    def __init__(self, stream: AsyncGenerator[Frame, None], limits: ProviderTimeouts) -> None:
+        self._stream = stream
         self._loop = asyncio.get_running_loop()
         self._limits = limits
         self._total_due = self._loop.time() + limits.total_seconds
@@ -155,21 +151,43 @@ class _Watch:
         self._waiting: asyncio.Task[object] | None = None
         self._has_begun = False
         self._is_late = False
+        self._is_over = False
 
-    def stop(self) -> None:
-        """Let go of the timer."""
+    def __aiter__(self) -> Guarded:
+        return self
+
+    async def __anext__(self) -> Frame:
+        """Return the next frame that says something."""
+        if self._is_over:
+            raise StopAsyncIteration
+        try:
+            frame = await self._next()
+            while not frame.deltas and not frame.HasField("end"):
+                frame = await self._next()
+        except BaseException:
+            await self.aclose()
+            raise
+        if frame.HasField("end"):
+            await self.aclose()
+        return frame
+
+    async def aclose(self) -> None:
+        """Let go of the timer and close the stream. Idempotent."""
+        self._is_over = True
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
+        await self._stream.aclose()
 
-    async def next(self, stream: AsyncIterator[Frame]) -> Frame | None:
-        """Wait for a frame; None when the stream stops."""
+    async def _next(self) -> Frame:
+        """Wait for a frame."""
         task = asyncio.current_task()
         assert task is not None
         before = task.cancelling()
         self._waiting = task
         self._start()
         try:
-            frame = await anext(stream, None)
+            frame = await anext(self._stream, None)
         except asyncio.CancelledError:
             if self._is_late and task.uncancel() <= before:
                 raise self._failure() from None
@@ -180,6 +198,8 @@ class _Watch:
             # The stream kept the cancellation to itself.
             task.uncancel()
             raise self._failure()
+        if frame is None:
+            raise broken()
         self._has_begun = True
         return frame
 
@@ -188,8 +208,10 @@ class _Watch:
 
     def _start(self) -> None:
         self._due = min(self._loop.time() + self._limit_seconds(), self._total_due)
-        if self._timer is None or self._timer.when() > self._due:
-            self.stop()
+        if self._timer is not None and self._timer.when() > self._due:
+            self._timer.cancel()
+            self._timer = None
+        if self._timer is None:
             self._timer = self._loop.call_at(self._due, self._fire)
 
     def _fire(self) -> None:

@@ -11,7 +11,9 @@ import random
 import time
 from typing import Protocol
 
-_CHANCE_BYTES = 10
+_CHANCE_DIGITS = 19
+_CHANCES = 256
+"""How many ids the system's randomness is fetched for at once."""
 
 
 class Clock(Protocol):
@@ -33,23 +35,26 @@ class SystemClock:
         return self._offset_ns + time.monotonic_ns()
 
 
+_VARIANTS = {f"{digit:x}": f"{0x8 | digit & 0x3:x}" for digit in range(16)}
+"""The digit that holds the variant: its upper bits are 10, the lower two are random."""
+
+
 class Ids:
     """Makes ids: a prefix and the 32 hex digits of a UUIDv7 (RFC 9562). Their order means nothing to clients."""
 
     def __init__(self) -> None:
-        self._chance = b""
+        self._chance = ""
         self._at = 0
 
     def make(self, prefix: str) -> str:
-        """Make an id such as run_0192… The system's randomness is fetched for many ids at once."""
-        if self._at >= len(self._chance):
-            self._chance, self._at = os.urandom(_CHANCE_BYTES * 256), 0
-        chance = int.from_bytes(self._chance[self._at : self._at + _CHANCE_BYTES])
-        self._at += _CHANCE_BYTES
-        number = (time.time_ns() // 1_000_000) << 80 | chance
-        number = number & ~(0xF << 76) | 0x7 << 76
-        number = number & ~(0x3 << 62) | 0x2 << 62
-        return f"{prefix}_{number:032x}"
+        """Make an id such as run_0192…"""
+        at = self._at
+        if at >= len(self._chance):
+            self._chance, at = os.urandom(_CHANCE_DIGITS * _CHANCES // 2).hex(), 0
+        self._at = at + _CHANCE_DIGITS
+        chance = self._chance[at : self._at]
+        time_ms = time.time_ns() // 1_000_000
+        return f"{prefix}_{time_ms:012x}7{chance[:3]}{_VARIANTS[chance[3]]}{chance[4:]}"
 
 
 class Rng:

@@ -10,14 +10,17 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from behest.v1.event_pb2 import Event
+from behest.v1.run_event_pb2 import RunClaimed
 from behest.v1.tool_call_pb2 import ToolCallRecord
 from behestd.core.run import KIND, Payload
 from behestd.core.state import Head, Run, replace
 from behestd.core.times import timestamp
 from behestd.log import frames, views
-from behestd.log.store import Append, Claim, Guard, Put
+from behestd.log.store import Append, Chunk, Claim, Guard, Put
 from behestd.runtime.clock import Ids
 
+_NOTHING = Head()
+_TAGS = {kind: frames.tag(Event.DESCRIPTOR.fields_by_name[name].number) for kind, name in KIND.items()}
 
 @dataclass(frozen=True, slots=True)
 class Extras:
@@ -52,41 +55,15 @@ def prepare(
 ) -> Prepared:
     """Stamp the payloads as the run's next events and project them. `stamp` is (ids, time, trace id)."""
     ids, now_ns, trace_id = stamp
-    start = before.run.head if before.run is not None else None
-    sequence = start.sequence if start is not None else 0
-    epoch = start.epoch if start is not None else 0
-    digest = start.hash if start is not None else b""
-    record_time = timestamp(now_ns)
-    events: list[bytes] = []
-    seed = ids.make("evt")
-    for payload in payloads:
-        kind = KIND[type(payload)]
-        sequence += 1
-        epoch += kind == "run_claimed"
-        event = Event(
-            event_id=f"{seed}_{sequence}",
-            run_id=after.id,
-            session_id=after.created.session_id,
-            sequence=sequence,
-            epoch=epoch,
-            record_time=record_time,
-            trace_id=trace_id,
-            prev_hash=digest,
-            **{kind: payload},
-        )
-        data = event.SerializeToString()
-        digest = sha256(data).digest()
-        events.append(data)
-    first = start.sequence + 1 if start is not None else 1
-    chunk = frames.chunk(first, events)
-    stored = (start.log_bytes if start is not None else 0) + len(chunk.data)
-    after = replace(after, head=Head(sequence, epoch, digest, stored))
+    start = before.run.head if before.run is not None else _NOTHING
+    chunk, head = _events(start, after, payloads, (ids.make("evt"), now_ns, trace_id))
+    after = replace(after, head=head)
     entries, calls = views.entries(before.run, before.calls, after, payloads, now_ns)
     append = Append(
         row=views.row(after),
         chunk=chunk,
-        epoch=start.epoch if start is not None else 0,
-        last_sequence=start.sequence if start is not None else 0,
+        epoch=start.epoch,
+        last_sequence=start.sequence,
         entries=entries,
         definition=extras.definition,
         claim=extras.claim,
@@ -94,3 +71,28 @@ def prepare(
         puts=extras.puts,
     )
     return Prepared(append, after, tuple(payloads), calls)
+
+
+def _events(start: Head, run: Run, payloads: Sequence[Payload], stamp: tuple[str, int, str]) -> tuple[Chunk, Head]:
+    """Encode the payloads as the events after `start`, and the head after them. `stamp` is (seed, time, trace id).
+
+    The fields that all events of a commit share are set once: an event is its envelope and, behind it, its payload,
+    whose field has a higher number than any of the envelope's.
+    """
+    seed, now_ns, trace_id = stamp
+    sequence, epoch, digest = start.sequence, start.epoch, start.hash
+    envelope = Event(
+        run_id=run.id, session_id=run.created.session_id, record_time=timestamp(now_ns), trace_id=trace_id
+    )
+    events: list[bytes] = []
+    for payload in payloads:
+        kind = type(payload)
+        sequence += 1
+        epoch += kind is RunClaimed
+        envelope.event_id = f"{seed}_{sequence}"
+        envelope.sequence, envelope.epoch, envelope.prev_hash = sequence, epoch, digest
+        data = envelope.SerializeToString() + frames.field(_TAGS[kind], payload.SerializeToString())
+        digest = sha256(data).digest()
+        events.append(data)
+    chunk = frames.chunk(start.sequence + 1, events)
+    return chunk, Head(sequence, epoch, digest, start.log_bytes + len(chunk.data))

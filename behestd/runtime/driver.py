@@ -45,6 +45,7 @@ from behestd.errors import BehestError, Draining, StorageFailed
 from behestd.failpoint import failpoint
 from behestd.log.store import Committed, Fenced, Full, Outcome
 from behestd.log.tail import Tail
+from behestd.log.waiters import Waiters
 from behestd.runtime.commit import Before, Extras, Prepared, prepare
 from behestd.runtime.house import House
 from behestd.runtime.inbox import Command, Inbox
@@ -86,6 +87,7 @@ class Driver:
         "_before",
         "_birth",
         "_effects",
+        "_fate",
         "_history",
         "_house",
         "_inbox",
@@ -94,9 +96,10 @@ class Driver:
         "_on_turn",
         "_performer",
         "_spawn",
-        "born",
+        "_told",
         "deltas",
         "is_lost",
+        "is_told",
         "run",
         "tail",
     )
@@ -105,8 +108,9 @@ class Driver:
         self, house: House, birth: Birth, performer: Performer, spawn: Spawn, on_turn: Callable[[Driver], None]
     ) -> None:
         self.run = birth.run
-        self.born: asyncio.Future[Outcome | None] = asyncio.get_running_loop().create_future()
-        """What came of the run's first commit, None: nobody knows. The driver ends when that is not Committed."""
+        self.is_told = False
+        self._fate: Outcome | None = None
+        self._told = Waiters()
         self.deltas = Deltas(self._pulse)
         self.tail: Tail | None = None
         self._on_turn = on_turn
@@ -204,8 +208,15 @@ class Driver:
 
     def say_born(self, outcome: Outcome | None) -> None:
         """Tell what came of the first commit, once."""
-        if not self.born.done():
-            self.born.set_result(outcome)
+        if not self.is_told:
+            self.is_told, self._fate = True, outcome
+            self._told.wake()
+
+    async def fate(self) -> Outcome | None:
+        """Wait for what comes of the first commit, None: nobody knows. The driver ends when that is not Committed."""
+        if not self.is_told:
+            await self._told.wait()
+        return self._fate
 
     async def condemn(self) -> None:
         """End the run by reason of a fault of the daemon."""

@@ -130,19 +130,20 @@ class Supervisor:
                 raise
             return existing
         finally:
-            self._let_in(key, self._drivers.get((order.namespace, order.run_id)))
+            driver = self._drivers.get((order.namespace, order.run_id))
+            if driver is None or driver.is_told or self._tasks is None:
+                self._creating.pop(key).set()
+            else:
+                self._tasks.create_task(self._let_in(key, driver))
 
-    def _let_in(self, key: Key, driver: Driver | None) -> None:
-        """Let the next request of the same id in when the fate of this one is known, whose client may have left."""
-        if driver is None or driver.born.done():
-            self._creating.pop(key).set()
-        else:
-            driver.born.add_done_callback(lambda _: self._creating.pop(key).set())
+    async def _let_in(self, key: Key, driver: Driver) -> None:
+        """Let the next request of the same id in when the fate of this one is known, whose client has left."""
+        await driver.fate()
+        self._creating.pop(key).set()
 
     async def _create(self, order: Order) -> Created:
         driver = await self._enter(order)
-        await asyncio.wait((driver.born,))  # not awaited itself: a client that leaves would cancel it
-        outcome = driver.born.result()
+        outcome = await driver.fate()
         if outcome is None:
             raise StorageFailed
         if isinstance(outcome, Committed):
