@@ -17,6 +17,7 @@ from typing import Any
 
 import click
 import structlog
+import uvloop
 
 from behestd import __version__, planning
 from behestd.cli import exits
@@ -59,7 +60,9 @@ def _run(configuration: Configuration, telemetry: Telemetry) -> int:
         notify(os.environ.get("NOTIFY_SOCKET", ""), "READY=1")
 
     try:
-        code = asyncio.run(serve_plan(planning.plan(configuration), ready))
+        # uvloop: an eighth more runs a second than the standard library's loop (docs/decisions/0006).
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(serve_plan(planning.plan(configuration), ready))
     except asyncio.CancelledError:
         # A second signal: what was in flight is taken up at the next start.
         code = 0
