@@ -22,6 +22,7 @@ from behestd.runtime.clock import Ids
 _NOTHING = Head()
 _TAGS = {kind: frames.tag(Event.DESCRIPTOR.fields_by_name[name].number) for kind, name in KIND.items()}
 
+
 @dataclass(frozen=True, slots=True)
 class Extras:
     """What goes with an append beside its events."""
@@ -81,9 +82,7 @@ def _events(start: Head, run: Run, payloads: Sequence[Payload], stamp: tuple[str
     """
     seed, now_ns, trace_id = stamp
     sequence, epoch, digest = start.sequence, start.epoch, start.hash
-    envelope = Event(
-        run_id=run.id, session_id=run.created.session_id, record_time=timestamp(now_ns), trace_id=trace_id
-    )
+    envelope = Event(run_id=run.id, session_id=run.created.session_id, record_time=timestamp(now_ns), trace_id=trace_id)
     events: list[bytes] = []
     for payload in payloads:
         kind = type(payload)
