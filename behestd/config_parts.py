@@ -25,6 +25,7 @@ from behestd.config_kinds import (
     Section,
     ToolGlob,
 )
+from behestd.tools.endpoint import allow_list
 
 
 def _url(text: str) -> str:
@@ -33,6 +34,11 @@ def _url(text: str) -> str:
         raise ValueError("it must be http:// or https:// with a host")
     if parts.username is not None or parts.query or parts.fragment:
         raise ValueError("it holds a user, a query or a fragment: secrets belong in api_key or headers")
+    return text
+
+
+def _endpoint(text: str) -> str:
+    allow_list([text])
     return text
 
 
@@ -60,11 +66,14 @@ class Model(Section):
         ],
         ...,
     ] = ("chat", "streaming", "tools", "parallel_tool_calls", "json_object", "json_schema")
-    """What it can do, by the fields of ModelCapabilities. A request that needs more is refused before it is sent."""
+    """What it can do, by the fields of ModelCapabilities. A request that needs more is refused before it is sent.
+    Unset with kind "anthropic": what is known of the model."""
     context_window_tokens: Count = 0
-    """Tokens of prompt and answer together. 0: unknown."""
+    """Tokens of prompt and answer together. 0: unknown. Unset with kind "anthropic": what is known of the model."""
     max_output_tokens: Count = 0
-    """Tokens of one answer. 0: unknown."""
+    """Tokens of one answer. 0: unknown. Unset with kind "anthropic": what is known of the model."""
+    max_prompt_cache_markers: Count = 4
+    """Most markers of prompt prefixes to cache in one request, where the model takes them."""
     embedding_dimensions: Count = 0
     """Length of its vectors. 0: unknown, or none."""
     input_micro_usd: Count | None = None
@@ -84,10 +93,10 @@ def _named(value: Any) -> Any:
 class Provider(Section):
     """A source of models, by the id that its models' ids begin with."""
 
-    kind: Literal["openai", "scripted"]
-    """"openai": any server of that interface. "scripted": built in, for tests; it has its own models."""
-    base_url: Annotated[str, AfterValidator(_url)] = "https://api.openai.com/v1"
-    """Where the interface begins."""
+    kind: Literal["openai", "anthropic", "scripted"]
+    """"openai", "anthropic": any server of that interface. "scripted": built in, for tests; it has its own models."""
+    base_url: Annotated[str, AfterValidator(_url)] = ""
+    """Where the interface begins, with its version, as https://HOST/v1. Empty: at the vendor's."""
     api_key: SecretRef | None = None
     """The key, as env:NAME, file:/path or credential:NAME. Unset: none is sent."""
     models: tuple[Annotated[Model, BeforeValidator(_named)], ...] = ()
@@ -95,7 +104,7 @@ class Provider(Section):
     headers: Mapping[str, HeaderText] = Field(default_factory=dict)
     """Headers of each request; a value may be a reference to a secret."""
     max_tokens_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
-    """The server's name of the limit of output; older servers know max_tokens only."""
+    """The server's name of the limit of output; older servers know max_tokens only. With kind "openai"."""
     connect_seconds: PositiveSeconds = 5.0
     """How long a connection may take."""
     display_name: str = ""
@@ -106,6 +115,8 @@ class Provider(Section):
         foreign = sorted(self.model_fields_set - {"kind"})
         if self.kind == "scripted" and foreign:
             raise ValueError(f"a scripted provider has no {foreign[0]}")
+        if self.kind == "anthropic" and "max_tokens_field" in foreign:
+            raise ValueError("an anthropic provider has no max_tokens_field")
         return self
 
 
@@ -228,6 +239,9 @@ class Tools(Section):
     policies: ToolPolicies = Field(default_factory=dict)
     servers: tuple[ToolServer, ...] = ()
     """Tool servers that are dialled at the start."""
+    allowed_endpoints: tuple[Annotated[str, AfterValidator(_endpoint)], ...] = ()
+    """What callers may register as addresses of servers: names, "*." before one for all under it, IP addresses and
+    networks. Empty: public addresses. Addresses that are not public need an entry for them; names do not give it."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Tools:

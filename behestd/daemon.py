@@ -39,13 +39,17 @@ from behestd.providers.provider import ProviderTimeouts
 from behestd.runtime.admission import Admission, Rules
 from behestd.runtime.agents import Agents
 from behestd.runtime.artifacts import Artifacts
+from behestd.runtime.children import Children
+from behestd.runtime.cleaning import Cleaning
 from behestd.runtime.clock import Clock, Ids, Rng, SystemClock
+from behestd.runtime.dialled import Dialling
 from behestd.runtime.direct_calls import DirectCalls
 from behestd.runtime.house import House, Limits
+from behestd.runtime.late import LateAnswers
 from behestd.runtime.orders import Orders
 from behestd.runtime.passthrough import Passthrough
 from behestd.runtime.performer import Performer
-from behestd.runtime.registry import Dialling, Registry
+from behestd.runtime.registry import Registry
 from behestd.runtime.supervisor import Supervisor
 from behestd.runtime.tool_performer import ToolPerformer
 from behestd.secret import Vault, parse
@@ -59,6 +63,7 @@ from behestd.service.settings import Settings as EdgeSettings
 from behestd.service.watch import Watches
 from behestd.tools import endpoint
 from behestd.tools.catalog import Catalog as Tools
+from behestd.tools.remote_channel import Resolve, system_resolve
 from behestd.tools.schema import Validators
 
 logger = structlog.get_logger(__name__)
@@ -97,6 +102,10 @@ class Plan:
     edge: EdgeSettings = field(default_factory=EdgeSettings)
     servers: Sequence[Server] = ()
     """Tool servers of the configuration."""
+    endpoints: endpoint.AllowList = field(default_factory=endpoint.AllowList)
+    """Addresses that callers may register."""
+    resolve: Resolve = system_resolve
+    """Looks up the names of servers."""
     fallbacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """Models to try after a model or alias in calls without a run, by its name."""
     secrets: Callable[[str], str] = read_secret
@@ -154,19 +163,27 @@ class Daemon:
         )
         artifacts = Artifacts(self.log, blobs, self._clock, self.house.ids)
         tools = ToolPerformer(self.house.tools, artifacts, self._clock, plan.limits.tool_calls)
-        performer = Performer(self.house.models, plan.model_timeouts, self._clock, tools)
+        agents = Agents(store)
+        orders = Orders(self.house, agents)
+        children = Children(self.house, orders, tools)
+        performer = Performer(self.house.models, plan.model_timeouts, self._clock, tools, children)
         self.supervisor = Supervisor(self.house, performer)
+        children.serve(self.supervisor)
         self.watches = Watches(store, plan.heartbeat_seconds)
         self.calls = DirectCalls(self.house)
+        self.cleaning = Cleaning(self.house, artifacts)
+        self.late = LateAnswers(self.supervisor, tools)
         self.registry = self._registry()
         await self.registry.load()
-        parts = self._parts(artifacts, Agents(store))
+        parts = self._parts(artifacts, agents, orders)
         self.edge = Edge(EdgePlan(handlers(parts), plan.addresses, plan.edge))
         tasks = await stack.enter_async_context(asyncio.TaskGroup())
         tasks.create_task(self._write())
         tasks.create_task(self.supervisor.run(self._is_ready.set))
         tasks.create_task(self.calls.run())
         tasks.create_task(self.registry.run())
+        tasks.create_task(self.late.run())
+        tasks.create_task(self.cleaning.run())
         stack.push_async_callback(self._stop)
         await artifacts.sweep()
         await self._is_ready.wait()
@@ -176,15 +193,16 @@ class Daemon:
         self.edge.health.set_serving()
 
     def _registry(self) -> Registry:
-        rules = endpoint.Rules(allow_loopback=self._is_local)
-        return Registry(self.house, Dialling(self.plan.secrets, rules, self.plan.servers))
+        rules = endpoint.Rules(allow_loopback=self._is_local, allowed=self.plan.endpoints)
+        dialling = Dialling(self.plan.secrets, rules, self.plan.servers, self.plan.resolve, self.late.keep)
+        return Registry(self.house, dialling, self.late.came_back)
 
-    def _parts(self, artifacts: Artifacts, agents: Agents) -> Parts:
+    def _parts(self, artifacts: Artifacts, agents: Agents, orders: Orders) -> Parts:
         plan = self.plan
         return Parts(
             house=self.house,
             supervisor=self.supervisor,
-            orders=Orders(self.house, agents),
+            orders=orders,
             agents=agents,
             artifacts=artifacts,
             admission=Admission(plan.rules, self._clock),
@@ -247,11 +265,14 @@ class Daemon:
         self.watches.drain()
         self.log.changes.wake()
         self.calls.refuse()
+        self.registry.drain()
         end = time.monotonic() + seconds
         runs = await self.supervisor.drain(seconds)
         logger.info("drained", runs=runs)
         await self.calls.drain(max(end - time.monotonic(), 0.0))
         self.registry.close()
+        self.late.close()
+        self.cleaning.close()
         await self.edge.stop(1.0)
         self.log.close()
 

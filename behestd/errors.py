@@ -139,6 +139,13 @@ class ModelNotFound(NotFound):
         super().__init__("PROVIDER_MODEL_NOT_FOUND", f"model {model} not found", model=model)
 
 
+class ServerNotFound(NotFound):
+    """Raised when there is no such server."""
+
+    def __init__(self, server_id: str) -> None:
+        super().__init__("TOOL_SERVER_NOT_FOUND", f"server {server_id} not found", serverId=server_id)
+
+
 class ToolNotFound(NotFound):
     """Raised when there is no such tool."""
 

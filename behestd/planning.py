@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from behest.v1.definition_pb2 import DoomLoop, DoomLoopAction, PermissionAction, PermissionRule
 from behest.v1.definition_pb2 import Limits as RunLimits
@@ -23,6 +24,8 @@ from behestd.core.route import RoutePolicy
 from behestd.core.times import duration
 from behestd.daemon import Plan
 from behestd.errors import BehestError
+from behestd.providers import anthropic_models
+from behestd.providers.anthropic import Anthropic, AnthropicSettings
 from behestd.providers.catalog import Snapshot, snapshot
 from behestd.providers.openai import OpenAi, OpenAiSettings
 from behestd.providers.provider import Provider, ProviderTimeouts
@@ -42,10 +45,6 @@ from behestd.tools.schema import Validators
 PRICES = ("input_micro_usd", "output_micro_usd", "cached_input_micro_usd", "cache_write_micro_usd")
 
 
-CONFIGURED = endpoint.Rules(allow_loopback=True, allow_unix=True)
-"""Addresses that the configuration may name."""
-
-
 def plan(configuration: Configuration) -> Plan:
     """Make the plan of a daemon. Raises ConfigInvalid, and Unsupported when an extra is not installed."""
     settings, vault = configuration.settings, configuration.vault
@@ -61,6 +60,7 @@ def plan(configuration: Configuration) -> Plan:
         model_timeouts=ProviderTimeouts(**settings.models.timeouts.model_dump()),
         edge=edge(settings.server),
         servers=tool_servers(configuration),
+        endpoints=endpoints(settings),
         fallbacks=settings.models.fallbacks,
         secrets=lambda reference: vault.read(parse(reference)).reveal(),
         heartbeat_seconds=settings.server.heartbeat_seconds,
@@ -79,7 +79,8 @@ def models(configuration: Configuration) -> Snapshot:
         if source is None or source.kind == "scripted":
             providers.append(Scripted(provider_id))
         else:
-            providers.append(_openai(provider_id, source, configuration.vault))
+            make = _anthropic if source.kind == "anthropic" else _openai
+            providers.append(make(provider_id, source, configuration.vault))
     found = snapshot(
         providers,
         aliases=chosen.aliases,
@@ -94,21 +95,44 @@ def models(configuration: Configuration) -> Snapshot:
     return found
 
 
-def _openai(provider_id: str, source: config_parts.Provider, vault: Vault) -> OpenAi:
+def _openai(provider_id: str, source: config_parts.Provider, vault: Vault) -> Provider:
     settings = OpenAiSettings(
-        id=provider_id,
-        base_url=source.base_url,
-        api_key=Secret("") if source.api_key is None else vault.read(source.api_key),
-        headers={name: vault.read(value).reveal() for name, value in source.headers.items()},
-        connect_seconds=source.connect_seconds,
+        **_reached(provider_id, source, vault),
         max_tokens_field=source.max_tokens_field,
-        display_name=source.display_name,
     )
     return OpenAi(settings, [_model(provider_id, model) for model in source.models])
 
 
+def _anthropic(provider_id: str, source: config_parts.Provider, vault: Vault) -> Provider:
+    models = [_model(provider_id, _known(model)) for model in source.models]
+    return Anthropic(AnthropicSettings(**_reached(provider_id, source, vault)), models)
+
+
+def _reached(provider_id: str, source: config_parts.Provider, vault: Vault) -> dict[str, Any]:
+    """Return the settings that all adapters of HTTP providers have."""
+    at = {"base_url": source.base_url} if source.base_url else {}
+    return {
+        "id": provider_id,
+        "api_key": Secret("") if source.api_key is None else vault.read(source.api_key),
+        "headers": {name: vault.read(value).reveal() for name, value in source.headers.items()},
+        "connect_seconds": source.connect_seconds,
+        "display_name": source.display_name,
+        **at,
+    }
+
+
+def _known(source: config_parts.Model) -> config_parts.Model:
+    """Fill in what is known of a model of the vendor and the operator did not say."""
+    facts = anthropic_models.known(source.name)
+    names = ("capabilities", "context_window_tokens", "max_output_tokens")
+    return source.model_copy(
+        update={name: getattr(facts, name) for name in names if name not in source.model_fields_set}
+    )
+
+
 def _model(provider_id: str, source: config_parts.Model) -> Model:
     prices = {name: getattr(source, name) for name in PRICES if getattr(source, name) is not None}
+    takes_markers = "prompt_cache_markers" in source.capabilities
     return Model(
         id=f"{provider_id}/{source.name}",
         provider_id=provider_id,
@@ -117,6 +141,7 @@ def _model(provider_id: str, source: config_parts.Model) -> Model:
         limits=ModelLimits(
             context_window_tokens=source.context_window_tokens,
             max_output_tokens=source.max_output_tokens,
+            max_prompt_cache_markers=source.max_prompt_cache_markers if takes_markers else 0,
             embedding_dimensions=source.embedding_dimensions,
         ),
         prices=[Price(**prices)] if prices else [],
@@ -166,9 +191,15 @@ def tool_servers(configuration: Configuration) -> tuple[Server, ...]:
     )
 
 
+def endpoints(settings: config.Settings) -> endpoint.AllowList:
+    """Make the list of addresses that callers may register."""
+    return endpoint.allow_list(settings.tools.allowed_endpoints)
+
+
 def _server(configuration: Configuration, index: int, source: config_parts.ToolServer) -> Server:
     try:
-        endpoint.target(source.address, CONFIGURED, has_tls=source.tls is not None)
+        rules = endpoint.Rules(True, True, True, endpoints(configuration.settings))
+        endpoint.check(source.address, rules, has_tls=source.tls is not None)
     except endpoint.EndpointRefused as error:
         raise configuration.invalid(("tools", "servers", str(index), "address"), error.message) from None
     server = Server(
@@ -209,6 +240,8 @@ def operator(settings: config.Settings) -> Operator:
             for rule in permissions.rules
         ],
         default_permission=_action(default),
+        approval_seconds=permissions.approval_seconds,
+        own_approvals=permissions.own_approvals,
         limits=_run_limits(settings.limits.run),
     )
 

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import statistics
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from behest.v1 import run_service_pb2 as pb
 from behest.v1.run_state_pb2 import RunState
+from bench import tools
+from bench.figures import Figures
 from bench.load import first_delta, order, rate, runs, stream, times
 from bench.processes import Process, bare, daemon
 
@@ -24,24 +24,6 @@ RESULTS = Path(__file__).parent / "results/latest.json"
 FLOORS = {"stream_run_vs_bare": 0.20}
 """Ratios below these fail the benchmark. They are set under what a noisy machine shows, to catch what breaks."""
 CALLERS = (1, 16, 64)
-
-
-@dataclass(slots=True)
-class Figures:
-    """What was measured: name → figure, and the ratios apart."""
-
-    values: dict[str, float] = field(default_factory=dict)
-    ratios: dict[str, float] = field(default_factory=dict)
-
-    def note(self, name: str, value: float) -> None:
-        """Keep a figure and print its row."""
-        self.values[name] = round(value, 4)
-        print(f"{name:<44} {value:>14,.3f}", flush=True)
-
-    def ratio(self, name: str, values: list[float]) -> None:
-        """Keep the median of a ratio and print its row."""
-        self.ratios[name] = round(statistics.median(values), 3)
-        print(f"{name:<44} {self.ratios[name]:>14.3f}   of {[round(value, 2) for value in values]}", flush=True)
 
 
 async def recorded(process: Process) -> list[bytes]:
@@ -155,9 +137,11 @@ async def main() -> int:
         with bare(await recorded(ours)) as yardstick:
             await throughput(figures, ours, yardstick, rounds, seconds)
             await reads(figures, ours, yardstick, 3, 1.0)
+            await tools.round_trips(figures, yardstick, "run", 200 if quick else 1_000, seconds)
         await deltas(figures, ours)
         await replay(figures, ours, 2_000 if quick else 10_000)
         figures.note("memory MiB at the end", ours.memory_bytes() / 2**20)
+    await tools.idle_servers(figures, 200 if quick else tools.IDLE_SERVERS)
     imports(figures)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"values": figures.values, "ratios": figures.ratios}, indent=2) + "\n")

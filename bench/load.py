@@ -14,12 +14,13 @@ from behest.v1.message_pb2 import Part, TextPart
 from behest.v1.run_service_pb2_grpc import RunServiceStub
 from behest.v1.run_spec_pb2 import RunSpec
 
+OPTIONS = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 16 << 20))
+
 
 @asynccontextmanager
 async def runs(address: str) -> AsyncIterator[RunServiceStub]:
     """RunService over a connection of its own."""
-    options = (("grpc.use_local_subchannel_pool", 1), ("grpc.max_receive_message_length", 16 << 20))
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
+    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
         await asyncio.wait_for(channel.channel_ready(), 10)
         yield RunServiceStub(channel)
 

@@ -1,8 +1,8 @@
-"""Daemons that tests ask for by name."""
+"""Daemons that tests ask for by name, and reports that can be sent between processes."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Generator
 
 import pytest
 
@@ -21,3 +21,13 @@ async def stored(request: pytest.FixtureRequest) -> AsyncIterator[daemons.Served
     """A daemon on each store in turn."""
     async with daemons.serve(request.param) as made:
         yield made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Escape what hostile tests write and UTF-8 cannot: a worker could not send its report."""
+    report = yield
+    report.sections = [
+        (name, content.encode("utf-8", "backslashreplace").decode()) for name, content in report.sections
+    ]
+    return report

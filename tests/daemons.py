@@ -17,6 +17,7 @@ from behest.errors import BehestError, from_rpc
 from behestd.daemon import Daemon, Plan
 from behestd.providers.catalog import snapshot
 from behestd.providers.scripted import Scripted
+from behestd.runtime.clock import Clock
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,9 @@ class Served:
 
 
 @asynccontextmanager
-async def serve(store: str = "memory", data_dir: Path | None = None, **overrides: Any) -> AsyncIterator[Served]:
+async def serve(
+    store: str = "memory", data_dir: Path | None = None, *, clock: Clock | None = None, **overrides: Any
+) -> AsyncIterator[Served]:
     """Serve with a store, "memory" or "sqlite", with the scripted provider unless the plan says otherwise.
 
     Without a `data_dir` SQLite has one of its own, which goes with the daemon. It drains for half a second at most.
@@ -42,7 +45,7 @@ async def serve(store: str = "memory", data_dir: Path | None = None, **overrides
             "addresses": ["127.0.0.1:0"],
             "drain_seconds": 0.5,
         }
-        async with Daemon(Plan(**(defaults | overrides))) as daemon:
+        async with Daemon(Plan(**(defaults | overrides)), clock) as daemon:
             address = daemon.addresses[0]
             async with Client(address) as client, grpc.aio.insecure_channel(address) as channel:
                 yield Served(daemon, client, channel)

@@ -163,7 +163,7 @@ def test_systemd_is_told_when_it_is_ready(tmp_path: Path) -> None:
             assert daemon.end() == 0
 
 
-def test_a_second_signal_ends_the_drain_at_once(tmp_path: Path) -> None:  # semantics 3.7 #70
+def test_a_second_signal_ends_the_drain_at_once(tmp_path: Path) -> None:  # matrix row 70
     with serving(tmp_path) as daemon:
         request = StreamRunRequest()
         request.spec.input.add().text.text = "/stall"
@@ -188,7 +188,7 @@ def test_files_of_the_daemon_are_for_its_owner_only(tmp_path: Path) -> None:  # 
     assert open_to_others == []
 
 
-def test_a_log_that_nobody_reads_stops_no_run(tmp_path: Path) -> None:  # semantics 3.7 #75
+def test_a_log_that_nobody_reads_stops_no_run(tmp_path: Path) -> None:  # matrix row 75
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     try:
@@ -238,7 +238,7 @@ def test_an_extension_is_imported_and_its_functions_are_tools(tmp_path: Path) ->
         assert "BEHEST__EXTENSIONS__MODULES: extensions.modules: " in done.stderr
 
 
-# --- exit codes (semantics 2.19) ---
+# --- exit codes ---
 
 
 def test_wrong_usage_is_2(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_an_address_or_a_data_directory_in_use_is_69(tmp_path: Path) -> None:
         assert daemon.end() == 0
 
 
-def test_damaged_data_is_65_for_serve_and_fsck(tmp_path: Path) -> None:  # semantics 3.2 #21
+def test_damaged_data_is_65_for_serve_and_fsck(tmp_path: Path) -> None:  # matrix row 21
     place = tmp_path / "data"
     with serving(tmp_path, "--data-dir", str(place)) as daemon:
         events_of(daemon.address)

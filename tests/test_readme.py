@@ -57,7 +57,7 @@ def test_the_rooms_named_are_those_of_the_house() -> None:
 
 
 def test_the_glossary_has_eight_words_of_ours() -> None:
-    words = {row[0] for row in rows("Word")}
+    words = {cell for row in rows("Word") for cell in row[::2]}
     assert len(words) == 8
     assert words <= WORDS
 
@@ -106,30 +106,6 @@ async def test_the_first_snippet_runs(tmp_path: Path) -> None:
         code = fences("python")[0].replace("127.0.0.1:7717", daemon.address)
         output = await finished(sys.executable, "-c", code)
     assert output.startswith("say hello\n")
-
-
-async def test_the_tool_server_serves_registers_and_is_called(tmp_path: Path) -> None:  # C024
-    code = fences("python")[1].replace('serve("127.0.0.1:7801")', 'serve("127.0.0.1:0")')
-    assert "127.0.0.1:0" in code
-    # The snippet keeps its port to itself; here it is told.
-    code = code.replace("await server.serve(", "print(await server.serve(", 1).replace(':0")', ':0"), flush=True)', 1)
-    commands = next(fence for fence in fences("sh") if "servers register" in fence).splitlines()
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
-    try:
-        assert process.stdout is not None
-        async with asyncio.timeout(SECONDS):
-            port = (await process.stdout.readline()).decode().strip()
-        async with running(tmp_path) as daemon:
-            outputs = []
-            for command in commands:
-                words = command.replace("127.0.0.1:7801", f"127.0.0.1:{port}").split(maxsplit=1)
-                assert words[0] == "behest"
-                script = f"{Path(sys.executable).parent / 'behest'} {words[1]} --address {daemon.address}"
-                outputs.append(await finished("bash", "-c", script))
-    finally:
-        process.kill()
-        await process.wait()
-    assert "add: 5" in outputs[-1] or outputs[-1].rstrip().endswith("5"), outputs
 
 
 @pytest.mark.parametrize("text", ["| Word |", "| Service |", "Apache-2.0 OR MIT", "```sh"])

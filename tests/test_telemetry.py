@@ -149,7 +149,7 @@ def test_the_standard_librarys_records_keep_their_fields(pipe: Pipe) -> None:
     assert (line["method"], line["reason"]) == ("/m", "R")
 
 
-def test_a_blocked_reader_costs_lines_and_no_time(pipe: Pipe) -> None:  # semantics 3.7 #75
+def test_a_blocked_reader_costs_lines_and_no_time(pipe: Pipe) -> None:  # matrix row 75
     os.set_blocking(pipe.writer, True)
     telemetry = Telemetry(format="json", level="info", descriptor=pipe.writer)
     with telemetry:
@@ -176,7 +176,7 @@ def test_a_blocked_reader_costs_lines_and_no_time(pipe: Pipe) -> None:  # semant
     assert len(events) - len(told) + sum(told) == lines
 
 
-def test_closing_does_not_wait_for_a_reader_that_never_comes(pipe: Pipe) -> None:  # semantics 3.7 #75
+def test_closing_does_not_wait_for_a_reader_that_never_comes(pipe: Pipe) -> None:  # matrix row 75
     telemetry = Telemetry(format="json", level="info", descriptor=pipe.writer)
     with telemetry:
         for _ in range(QUEUE_LINES * 2):

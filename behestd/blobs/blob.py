@@ -36,6 +36,14 @@ class Statistics:
     written_bytes: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Aged:
+    """The hashes of blobs found by their age, and the last one looked at; empty: that was all."""
+
+    found: tuple[bytes, ...] = ()
+    last: bytes = b""
+
+
 class BlobNotFound(NotFound):
     """Raised when there is no such content in the namespace."""
 
@@ -104,6 +112,14 @@ class Blobs(Protocol):
 
     async def delete(self, namespace: str, sha256: bytes) -> bool:
         """Delete a blob: whether it was there. The caller knows that nothing names it."""
+        ...
+
+    async def aged(self, namespace: str, before_ns: int, after: bytes, limit: int) -> Aged:
+        """Look at the next `limit` blobs of a namespace, by hash, for those last written before a time.
+
+        `after` is the last one looked at, empty for the first. Time is that of the machine, in unix nanoseconds. What
+        is written meanwhile may be missed.
+        """
         ...
 
     def statistics(self) -> Statistics:

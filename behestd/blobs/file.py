@@ -11,9 +11,11 @@ import asyncio
 import errno
 import hashlib
 import io
+import itertools
 import os
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+import sys
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import BinaryIO, TypeVar
 from behestd.blobs.blob import (
     LIMIT_BYTES,
     PIECE_BYTES,
+    Aged,
     BlobNotFound,
     ChecksumMismatch,
     ContentCorrupt,
@@ -118,6 +121,15 @@ class FileBlobs:
             return False
         return True
 
+    async def aged(self, namespace: str, before_ns: int, after: bytes, limit: int) -> Aged:
+        """Look for blobs that are old, by the time of their files."""
+        return await self._do(lambda: self._aged(self._folder(namespace), before_ns, after.hex(), limit))
+
+    def _aged(self, folder: Path, before_ns: int, after: str, limit: int) -> Aged:
+        names = list(itertools.islice(_names(folder, after), limit))
+        found = tuple(bytes.fromhex(name) for name in names if _written_ns(folder / name[:2] / name) < before_ns)
+        return Aged(found, bytes.fromhex(names[-1]) if len(names) == limit else b"")
+
     def statistics(self) -> Statistics:
         """Counters."""
         return Statistics(self._writes, self._reads, self._written_bytes)
@@ -136,11 +148,13 @@ class FileBlobs:
                 raise StorageFull from exc
             raise
 
-    def _path(self, namespace: str, sha256: bytes) -> Path:
+    def _folder(self, namespace: str) -> Path:
         # A namespace is hashed too: whatever it is called, it is a directory of its own and nothing else.
-        folder = hashlib.sha256(namespace.encode()).hexdigest()[:32]
+        return self._root / hashlib.sha256(namespace.encode()).hexdigest()[:32]
+
+    def _path(self, namespace: str, sha256: bytes) -> Path:
         name = sha256.hex()
-        return self._root / folder / name[:2] / name
+        return self._folder(namespace) / name[:2] / name
 
     def _publish(self, draft: _Draft, path: Path) -> None:
         draft.sync()
@@ -202,6 +216,21 @@ class _Content:
 
     def close(self) -> None:
         self._file.close()
+
+
+def _names(folder: Path, after: str) -> Iterator[str]:
+    """Yield the names of the blobs of a folder above one, in order, one of its directories at a time."""
+    if not folder.is_dir():
+        return
+    for shard in sorted(path for path in folder.iterdir() if path.name >= after[:2]):
+        yield from sorted(path.name for path in shard.iterdir() if path.name > after)
+
+
+def _written_ns(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return sys.maxsize
 
 
 def _private(path: str, flags: int) -> int:

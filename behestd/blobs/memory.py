@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import AsyncIterable, AsyncIterator
 
 from behestd.blobs.blob import (
     LIMIT_BYTES,
     PIECE_BYTES,
+    Aged,
     BlobNotFound,
     ChecksumMismatch,
     RangeInvalid,
@@ -22,6 +24,7 @@ class MemoryBlobs:
 
     def __init__(self) -> None:
         self._contents: dict[tuple[str, bytes], bytes] = {}
+        self._written_ns: dict[tuple[str, bytes], int] = {}
         self._writes = self._reads = self._written_bytes = 0
 
     async def write(
@@ -42,6 +45,7 @@ class MemoryBlobs:
         if expected_sha256 and expected_sha256 != sha256:
             raise ChecksumMismatch(expected_sha256, sha256)
         self._contents[namespace, sha256] = bytes(content)
+        self._written_ns[namespace, sha256] = time.time_ns()
         self._writes += 1
         self._written_bytes += len(content)
         return Stored(sha256, len(content))
@@ -64,7 +68,14 @@ class MemoryBlobs:
 
     async def delete(self, namespace: str, sha256: bytes) -> bool:
         """Delete a blob: whether it was there."""
+        self._written_ns.pop((namespace, sha256), None)
         return self._contents.pop((namespace, sha256), None) is not None
+
+    async def aged(self, namespace: str, before_ns: int, after: bytes, limit: int) -> Aged:
+        """Look for blobs that are old."""
+        names = sorted(name for space, name in self._contents if space == namespace and name > after)[:limit]
+        found = tuple(name for name in names if self._written_ns[namespace, name] < before_ns)
+        return Aged(found, names[-1] if len(names) == limit else b"")
 
     def statistics(self) -> Statistics:
         """Counters."""
@@ -73,6 +84,7 @@ class MemoryBlobs:
     async def close(self) -> None:
         """Forget everything."""
         self._contents.clear()
+        self._written_ns.clear()
 
     def _content(self, namespace: str, sha256: bytes) -> bytes:
         try:

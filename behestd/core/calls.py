@@ -17,10 +17,13 @@ from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.run_event_pb2 import RunFailed
 from behest.v1.run_state_pb2 import RunState
 from behest.v1.tool_pb2 import Executed, SideEffect, Tool, ToolErrorPolicy, ToolUnknownPolicy
+from behestd.core import children
 from behestd.core.doom_loop import fingerprint
 from behestd.core.draft import Draft, failure_status
 from behestd.core.limits import WAIT_SECONDS, excess_of_calls, excess_of_history
 from behestd.core.permission import Permission, permit
+from behestd.core.places import next_place
+from behestd.core.questions import is_question
 from behestd.core.route import RoutePolicy, retry_due_ns
 from behestd.core.signals import StatusKnown, ToolBroke, ToolEnded
 from behestd.core.state import Call, Phase, Run
@@ -59,6 +62,8 @@ def progress(draft: Draft) -> None:
             continue
         if not has_room(draft.run, call):
             break
+        if children.is_child(call) and _refuse_child(draft, call):
+            continue
         send(draft, call, call.allowed_by or allowed.get(call.call.id, ""))
 
 
@@ -86,7 +91,7 @@ def _judge(draft: Draft, call: Call) -> str:
         fail_if_told(draft, call, "TOOL_DENIED", text)
         return ""
     if answer.action == PermissionAction.PERMISSION_ACTION_ASK:
-        until = timestamp(draft.given.now_ns + int(WAIT_SECONDS * SECOND))
+        until = timestamp(draft.given.now_ns + _approval_ns(draft.run))
         asks = ApprovalRequested(
             call_id=asked.id, args_hash=args_hash(asked.arguments_json), until=until, rule=answer.rule
         )
@@ -96,12 +101,19 @@ def _judge(draft: Draft, call: Call) -> str:
 
 
 def arguments_of(arguments_json: str) -> dict[str, object] | None:
-    """The arguments as rules see them; None when they cannot be read, as a number of 5,000 digits cannot."""
+    """The arguments as rules see them; None when they cannot be read, or can in two ways, as with a key given twice."""
     try:
-        arguments = json.loads(arguments_json)
+        arguments = json.loads(arguments_json, object_pairs_hook=_distinct)
     except (ValueError, RecursionError):
         return None
     return arguments if isinstance(arguments, dict) else None
+
+
+def _distinct(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a key is given twice")
+    return made
 
 
 def _permission(run: Run, call: Call, tool: Tool, arguments: dict[str, object]) -> Permission:
@@ -126,6 +138,18 @@ def _refuse(draft: Draft, call: Call, reason: str, message: str) -> None:
     )
 
 
+def _refuse_child(draft: Draft, call: Call) -> bool:
+    """Refuse a call whose child run would pass a limit; whether that is so."""
+    excess = children.excess(draft.run)
+    if excess is None:
+        return False
+    limit, no = FailureClass.FAILURE_CLASS_LIMIT, Executed.EXECUTED_NO
+    text = f"{excess.name} of {excess.limit} would be passed: {excess.reached}"
+    record_failure(draft, call, ToolBroke(call.call.id, 0, limit, no, excess.reason, text), 0, is_final=True)
+    fail_if_told(draft, call, excess.reason, text)
+    return True
+
+
 def args_hash(arguments_json: str) -> bytes:
     """SHA-256 of the exact bytes of a call's arguments: what an approval is bound to."""
     return sha256(arguments_json.encode()).digest()
@@ -134,6 +158,11 @@ def args_hash(arguments_json: str) -> bytes:
 def key_of(run: Run, call_id: str) -> str:
     """The idempotency key of a call: the same over attempts, replicas and restarts."""
     return sha256(f"{run.created.namespace}\0{run.id}\0{call_id}".encode()).hexdigest()
+
+
+def _approval_ns(run: Run) -> int:
+    pinned = run.definition
+    return duration_ns(pinned.approval_timeout) if pinned.HasField("approval_timeout") else int(WAIT_SECONDS * SECOND)
 
 
 def _limit_ns(tool: Tool, name: str, default_ns: int) -> int:
@@ -149,23 +178,33 @@ def send(draft: Draft, call: Call, allowed_by: str) -> None:
     """Dispatch the next attempt of a call."""
     tool, now_ns = call.tool, draft.given.now_ns
     assert tool is not None
-    ends = (now_ns + _limit_ns(tool, "start_to_close", _START_TO_CLOSE_NS), _last_end_ns(call, tool, now_ns))
+    ends = [now_ns + _limit_ns(tool, "start_to_close", _START_TO_CLOSE_NS), _last_end_ns(call, tool, now_ns)]
+    if children.is_child(call):
+        ends = []  # A child run has a deadline of its own.
     deadlines = [*ends, draft.run.life.deadline_ns] if draft.run.life.deadline_ns else ends
+    if is_question(call):
+        deadlines = [now_ns + int(WAIT_SECONDS * SECOND)]
+    key = key_of(draft.run, call.call.id)
+    place = next_place(draft.given.places, draft.run.created.namespace, call, tool, key)
     draft.note(
         tools.ToolStarted(
             call_id=call.call.id,
             attempt=call.attempt + 1,
-            key=key_of(draft.run, call.call.id),
+            key=key,
             tool_hash=tool.hash,
             side_effect=tool.policy.side_effect or SideEffect.SIDE_EFFECT_NON_IDEMPOTENT,
             args_hash=args_hash(call.call.arguments_json),
-            endpoint=tool.server_id,
+            endpoint=place.server_id,
+            lease_id=place.lease_id,
             deadline=timestamp(min(deadlines)),
             allowed_by=allowed_by or (call.started.allowed_by if call.started is not None else ""),
             name=call.call.name,
             arguments_json=call.call.arguments_json,
         )
     )
+    sent = draft.run.call(call.call.id)
+    if sent is not None and children.is_child(sent) and sent.child is None:
+        draft.note(children.started(draft.run, sent, now_ns))
 
 
 # --- outcomes ---
@@ -200,8 +239,11 @@ def _heed_error(draft: Draft, call: Call, result: ToolResult) -> None:
         fail_if_told(draft, call, "TOOL_FAILED", f"tool {call.call.name} failed")
 
 
-def resolve(draft: Draft, call: Call, by: str, executed: int, result: ToolResult | None) -> None:
-    draft.note(tools.ToolResolved(call_id=call.call.id, by=by, executed=executed, result=result))  # type: ignore[arg-type]
+def resolve(
+    draft: Draft, call: Call, by: str, executed: Executed.ValueType, result: ToolResult | None, *, reason: str = ""
+) -> None:
+    """Record what is known from here on; without a result the call is sent again."""
+    draft.note(tools.ToolResolved(call_id=call.call.id, by=by, executed=executed, result=result, reason=reason))
 
 
 def broke(draft: Draft, signal: ToolBroke) -> None:
@@ -210,13 +252,13 @@ def broke(draft: Draft, signal: ToolBroke) -> None:
     if call is None or call.attempt != signal.attempt or call.started is None:
         return
     if call.phase is Phase.ASKING:
-        doubt(draft, call)
+        doubt(draft, call, signal)
     if call.phase is not Phase.STARTED:
         return
     cancelling = draft.run.state == RunState.RUN_STATE_CANCELLING
     in_doubt = signal.executed not in (Executed.EXECUTED_NO, Executed.EXECUTED_YES)
     if in_doubt and not is_queryable(call) and (cancelling or call.started.side_effect not in REDOABLE):
-        doubt(draft, call)
+        doubt(draft, call, signal)
         return
     due_ns = 0 if cancelling else _redo_due_ns(draft, call, signal)
     is_lost = signal.executed == Executed.EXECUTED_YES and not _is_settled(signal)
@@ -237,12 +279,20 @@ def _redo_due_ns(draft: Draft, call: Call, signal: ToolBroke) -> int:
     if tool is None or call.started is None or _is_settled(signal):
         return 0
     redoable = signal.executed == Executed.EXECUTED_NO or call.started.side_effect in REDOABLE
-    attempts = tool.policy.max_attempts if tool.policy.HasField("max_attempts") else _MAX_ATTEMPTS
-    if not redoable or call.attempt >= attempts:
+    if not redoable or not _has_attempts(call, tool):
         return 0
     retried = FailureClass.FAILURE_CLASS_TRANSIENT
     due_ns = retry_due_ns(_DELAYS, retried, call.attempt, signal.retry_after_ns, (now_ns, draft.given.random))
     return due_ns if due_ns < _last_end_ns(call, tool, now_ns) else 0
+
+
+def _has_attempts(call: Call, tool: Tool) -> bool:
+    return call.attempt < (tool.policy.max_attempts if tool.policy.HasField("max_attempts") else _MAX_ATTEMPTS)
+
+
+def _may_go_again(call: Call, now_ns: int) -> bool:
+    tool = call.tool
+    return tool is not None and _has_attempts(call, tool) and now_ns < _last_end_ns(call, tool, now_ns)
 
 
 def record_failure(draft: Draft, call: Call, signal: ToolBroke, due_ns: int, *, is_final: bool) -> None:
@@ -251,8 +301,8 @@ def record_failure(draft: Draft, call: Call, signal: ToolBroke, due_ns: int, *, 
         tools.ToolFailed(
             call_id=call.call.id,
             attempt=signal.attempt,
-            failure_class=signal.failure_class,  # type: ignore[arg-type]
-            executed=signal.executed,  # type: ignore[arg-type]
+            failure_class=signal.failure_class,
+            executed=signal.executed,
             reason=signal.reason,
             message=signal.message,
             retry_time=timestamp(due_ns) if due_ns else None,
@@ -274,7 +324,7 @@ def drop(draft: Draft, call: Call) -> None:
         call.call.id,
         call.attempt,
         FailureClass.FAILURE_CLASS_PERMANENT,
-        Executed.EXECUTED_UNKNOWN,
+        Executed.EXECUTED_NO if is_question(call) else Executed.EXECUTED_UNKNOWN,
         "TOOL_CANCELLED",
         "the run ended during the call",
     )
@@ -290,12 +340,20 @@ def abandon(draft: Draft) -> None:
             drop(draft, call)
 
 
-def doubt(draft: Draft, call: Call) -> None:
-    """Say that nobody knows whether the call took effect, and do what the operator's policy says."""
+def doubt(draft: Draft, call: Call, broke: ToolBroke | None = None) -> None:
+    """Say that nobody knows whether the call took effect, and do what the operator's policy says.
+
+    `broke` is how its attempt ended, None when nobody saw it.
+    """
     policy = _policy(call)
     waits = policy == ToolUnknownPolicy.TOOL_UNKNOWN_POLICY_ASK and draft.run.state == RunState.RUN_STATE_RUNNING
     until = timestamp(draft.given.now_ns + int(WAIT_SECONDS * SECOND)) if waits else None
-    draft.note(tools.ToolOutcomeUnknown(call_id=call.call.id, attempt=call.attempt, policy=policy, until=until))
+    unknown = tools.ToolOutcomeUnknown(call_id=call.call.id, attempt=call.attempt, policy=policy, until=until)
+    if broke is not None:
+        unknown.reason = broke.reason
+        if broke.elapsed_ns:
+            unknown.elapsed.CopyFrom(duration(broke.elapsed_ns / SECOND))
+    draft.note(unknown)
     if policy == ToolUnknownPolicy.TOOL_UNKNOWN_POLICY_FAIL_RUN:
         text = f"nobody can say whether {call.call.name} took effect"
         _fail_run(draft, "TOOL_OUTCOME_UNKNOWN", text, tool=call.call.name, callId=call.call.id)
@@ -314,7 +372,11 @@ def _fail_run(draft: Draft, reason: str, message: str, **metadata: object) -> No
 
 
 def status_known(draft: Draft, signal: StatusKnown) -> None:
-    """Record what the server says of a call: its result, or that it never saw it and never will under this epoch."""
+    """Record what the server says of a call: its result, or that it never saw this attempt and never will.
+
+    A call that was never seen is sent again with the same key, as another attempt, for as long as it has attempts and
+    time left.
+    """
     call = draft.run.call(signal.call_id)
     if call is None or call.attempt != signal.attempt or call.phase is not Phase.ASKING:
         return
@@ -322,14 +384,16 @@ def status_known(draft: Draft, signal: StatusKnown) -> None:
         resolve(draft, call, "status_query", Executed.EXECUTED_YES, signal.result)
         _heed_error(draft, call, signal.result)
     elif draft.run.state == RunState.RUN_STATE_CANCELLING:
-        never = ToolBroke(
-            signal.call_id,
-            signal.attempt,
-            FailureClass.FAILURE_CLASS_PERMANENT,
-            Executed.EXECUTED_NO,
-            "TOOL_CANCELLED",
-            "the call was not executed",
-        )
-        record_failure(draft, call, never, 0, is_final=True)
-    else:
+        _was_never_executed(draft, call, "TOOL_CANCELLED", "the call was not executed")
+    elif _may_go_again(call, draft.given.now_ns):
         resolve(draft, call, "status_query", Executed.EXECUTED_NO, None)
+    else:
+        text = f"none of {call.attempt} attempts reached the tool; the call was not executed"
+        _was_never_executed(draft, call, "TOOL_UNAVAILABLE", text)
+        fail_if_told(draft, call, "TOOL_UNAVAILABLE", text)
+
+
+def _was_never_executed(draft: Draft, call: Call, reason: str, message: str) -> None:
+    """End a call that its server never saw."""
+    permanent, no = FailureClass.FAILURE_CLASS_PERMANENT, Executed.EXECUTED_NO
+    record_failure(draft, call, ToolBroke(call.call.id, call.attempt, permanent, no, reason, message), 0, is_final=True)

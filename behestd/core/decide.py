@@ -11,12 +11,13 @@ from typing import assert_never
 
 from behest.v1 import run_event_pb2 as events
 from behest.v1.run_state_pb2 import CancelCause, CancelMode, RunState, WaitReason
-from behestd.core import calls, recovery, turn, verdicts
+from behestd.core import calls, child_ends, children, inputs, questions, recovery, turn, verdicts
 from behestd.core.draft import Draft, failure_status
 from behestd.core.limits import BACKOFF_WAIT_SECONDS, RECOVERIES
 from behestd.core.run import Payload, is_idle_claim
 from behestd.core.signals import (
     Cancel,
+    ChildEnded,
     Claim,
     Condemn,
     Decision,
@@ -46,7 +47,8 @@ _CANCELLING = RunState.RUN_STATE_CANCELLING
 def decide(run: Run, given: Given, signal: Signal) -> tuple[list[Payload], Run]:
     """Decide what to commit, and the run after it (its hash and log size are those before).
 
-    Raises RunEnding, WrongState, NotFound or InvalidRequest for inputs, decisions and resolutions that do not fit.
+    Raises RunEnding, RequestIdReused, WrongState, NotFound or InvalidRequest for inputs, decisions and resolutions that
+    do not fit.
     """
     draft = Draft(run, given)
     if not run.is_ended:
@@ -83,6 +85,8 @@ def _record(draft: Draft, signal: Signal) -> None:  # noqa: C901  one case a sig
             calls.broke(draft, signal)
         case StatusKnown():
             calls.status_known(draft, signal)
+        case ChildEnded():
+            _child_ended(draft, signal)
         case Decision():
             verdicts.decided(draft, signal)
         case Resolution():
@@ -115,6 +119,13 @@ def advance(draft: Draft) -> None:
         _wait_if_idle(draft)
     if draft.run.state == _CANCELLING:
         _end_if_quiet(draft)
+
+
+def _child_ended(draft: Draft, signal: ChildEnded) -> None:
+    call, wait = draft.run.call(signal.call_id), draft.run.life.wait
+    if wait is not None and call is not None and children.is_open(call):
+        _resume(draft, wait, expired=False)
+    child_ends.ended(draft, signal)
 
 
 # --- ownership and start ---
@@ -178,14 +189,18 @@ def _begin_to_end(draft: Draft) -> None:
 
 
 def _input(draft: Draft, given: Input) -> None:
+    if inputs.known(draft.run, given.input_id, given.message.parts):
+        return
     if draft.run.state == _CANCELLING:
         raise RunEnding(draft.run.id, state_name(draft.run.state))
-    if any(input_id == given.input_id for input_id, _ in draft.run.turns.input_ids):
-        return
+    question = questions.oldest(draft.run)
     draft.note(events.InputReceived(input_id=given.input_id, message=given.message, principal=given.principal))
     wait = draft.run.life.wait
-    if wait is not None and wait.reason == WaitReason.WAIT_REASON_INPUT:
+    if wait is not None and (question is not None or wait.reason == WaitReason.WAIT_REASON_INPUT):
         _resume(draft, wait, expired=False)
+    if question is not None:
+        said = ToolEnded(question.call.id, question.attempt, questions.answer(question, given.message))
+        calls.ended(draft, said)
 
 
 # --- time ---
@@ -204,7 +219,7 @@ def _wake(draft: Draft) -> None:
         error = failure_status("RUN_QUEUE_EXPIRED", "the run queued too long")
         draft.note(events.RunTimedOut(error=error))
     elif run.state == _CANCELLING and run.life.cancel is not None:
-        if now_ns >= run.life.cancel.since_ns + draft.given.cancel_grace_ns:
+        if now_ns >= run.life.cancel.since_ns + children.grace_ns(run, draft.given.cancel_grace_ns):
             _end_cancelled(draft)
     else:
         _expire(draft)
@@ -226,9 +241,11 @@ def _expire(draft: Draft) -> None:
         )
         return
     wait = draft.run.life.wait
-    if wait is None or now_ns < wait.until_ns:
+    question = questions.oldest(draft.run)
+    is_mute = question is not None and question.due_ns <= now_ns
+    if not is_mute and (wait is None or now_ns < wait.until_ns):
         return
-    if wait.reason == WaitReason.WAIT_REASON_INPUT:
+    if wait is None or is_mute or wait.reason == WaitReason.WAIT_REASON_INPUT:
         fail(draft, "RUN_INPUT_EXPIRED", "nobody gave the input that the run waited for")
     elif wait.reason == WaitReason.WAIT_REASON_PAUSED:
         fail(draft, "RUNTIME_PAUSED", "what the run needs stayed paused")
@@ -237,14 +254,28 @@ def _expire(draft: Draft) -> None:
 
 
 def _resume_if_due(draft: Draft) -> None:
-    """End a wait for people as soon as one of the calls can go on, or none is left to wait for."""
+    """End a wait as soon as one of the calls can go on, or none is left that waits for the same people."""
     wait, open_calls, now_ns = draft.run.life.wait, draft.run.step.calls, draft.given.now_ns
-    if wait is None or wait.reason not in (WaitReason.WAIT_REASON_APPROVAL, WaitReason.WAIT_REASON_OUTCOME_UNKNOWN):
+    if wait is not None and children.moves(draft.given.kin, draft.run):
+        _resume(draft, wait, expired=False)
         return
-    is_stuck = any(call.phase in (Phase.ASKED, Phase.UNKNOWN) for call in open_calls)
+    if wait is None or wait.reason not in _WAITS_FOR_PEOPLE:
+        return
+    is_input = wait.reason == WaitReason.WAIT_REASON_INPUT  # which only an input ends
+    is_stuck = is_input or any(_WAITS.get(call.phase) == wait.reason for call in open_calls)
     is_due = any(call.phase is Phase.BACKOFF and call.due_ns <= now_ns for call in open_calls)
     if is_due or not is_stuck or any(call.phase is Phase.ALLOWED for call in open_calls):
         _resume(draft, wait, expired=False)
+
+
+_WAITS_FOR_PEOPLE = (
+    WaitReason.WAIT_REASON_APPROVAL,
+    WaitReason.WAIT_REASON_INPUT,
+    WaitReason.WAIT_REASON_OUTCOME_UNKNOWN,
+)
+
+
+_CHILD = WaitReason.WAIT_REASON_CHILD
 
 
 def _resume(draft: Draft, wait: Wait, *, expired: bool) -> None:
@@ -255,10 +286,11 @@ def _resume(draft: Draft, wait: Wait, *, expired: bool) -> None:
 
 _WAITS = {
     Phase.ASKED: WaitReason.WAIT_REASON_APPROVAL,
+    Phase.STARTED: WaitReason.WAIT_REASON_INPUT,
     Phase.UNKNOWN: WaitReason.WAIT_REASON_OUTCOME_UNKNOWN,
     Phase.BACKOFF: WaitReason.WAIT_REASON_BACKOFF,
 }
-"""What a run waits for when its calls are in these phases, the first that applies."""
+"""What a run waits for when its calls are in these phases, the first that applies. STARTED is that of questions."""
 
 
 def _wait_if_idle(draft: Draft) -> None:
@@ -269,12 +301,20 @@ def _wait_if_idle(draft: Draft) -> None:
     soon_ns = draft.given.now_ns + int(BACKOFF_WAIT_SECONDS * SECOND)
     due_ns: dict[int, int] = {}
     for call in step.calls:
+        if children.is_open(call):
+            until_ns = children.rests_until_ns(draft.given.kin, draft.run, call)
+            if until_ns <= draft.given.now_ns:
+                return
+            due_ns[_CHILD] = min(until_ns, due_ns.get(_CHILD, until_ns))
+            continue
+        if call.phase is Phase.STARTED and not questions.is_question(call):
+            return
         if call.phase in _WAITS and (call.phase is not Phase.BACKOFF or call.due_ns > soon_ns):
             reason = _WAITS[call.phase]
             due_ns[reason] = min(call.due_ns, due_ns.get(reason, call.due_ns))
         elif call.phase is not Phase.DONE:
             return
-    reason = next(reason for reason in _WAITS.values() if reason in due_ns)
+    reason = next(reason for reason in (*_WAITS.values(), _CHILD) if reason in due_ns)
     draft.note(events.RunWaiting(reason=reason, until=timestamp(due_ns[reason])))
 
 

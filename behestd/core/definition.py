@@ -8,11 +8,19 @@ from hashlib import sha256
 
 from behest.v1.agent_pb2 import Agent
 from behest.v1.chat_pb2 import ResponseFormat, ResponseFormatKind, Sampling
-from behest.v1.definition_pb2 import Limits, PermissionAction, PermissionRule, RunDefinition
+from behest.v1.definition_pb2 import (
+    Limits,
+    PermissionAction,
+    PermissionRule,
+    PermissionScope,
+    RunDefinition,
+    ToolScope,
+)
 from behest.v1.model_pb2 import Price
 from behest.v1.run_spec_pb2 import RunSpec
 from behest.v1.tool_pb2 import Tool
-from behestd.core.limits import in_force
+from behestd.core.limits import WAIT_SECONDS, in_force, of_child
+from behestd.core.times import duration
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +38,30 @@ class Operator:
 
     permissions: Sequence[PermissionRule] = ()
     default_permission: PermissionAction.ValueType = PermissionAction.PERMISSION_ACTION_ASK
+    approval_seconds: float = WAIT_SECONDS
+    """How long a call waits for an approval before it counts as refused."""
+    own_approvals: bool = False
+    """Whether whoever ordered a run may decide about its calls outside local mode too."""
     limits: Limits = field(default_factory=Limits)
     """Of runs whose agent sets none; unset fields have their defaults."""
 
 
-def define(agent: Agent, spec: RunSpec, resolved: Resolved, operator: Operator) -> RunDefinition:
+@dataclass(frozen=True, slots=True)
+class Heritage:
+    """What a run must keep to beside its agent and its request: scopes of tools, and the run that starts it."""
+
+    scopes: tuple[tuple[str, ...], ...] = ()
+    """Names and globs of tools; a tool must be in each scope."""
+    parent: RunDefinition | None = None
+
+
+FREE = Heritage()
+"""That of a run that nobody limits."""
+
+
+def define(
+    agent: Agent, spec: RunSpec, resolved: Resolved, operator: Operator, heritage: Heritage = FREE
+) -> RunDefinition:
     """Pin a run to everything that it depends on."""
     sampling = Sampling()
     sampling.MergeFrom(agent.sampling)
@@ -52,10 +79,13 @@ def define(agent: Agent, spec: RunSpec, resolved: Resolved, operator: Operator) 
         sampling=sampling,
         operator_permissions=operator.permissions,
         agent_permissions=agent.permissions,
-        limits=in_force(agent.limits, operator.limits),
+        limits=limits_of(agent, operator, heritage),
         context_sources=agent.context_sources,
         provider_options_json=spec.provider_options_json or agent.provider_options_json,
         default_permission=operator.default_permission,
+        approval_timeout=duration(operator.approval_seconds),
+        tool_scopes=[ToolScope(tools=scope) for scope in heritage.scopes],
+        inherited_permissions=_inherited(heritage.parent) if heritage.parent is not None else None,
     )
     choice = spec.tool_choice if spec.HasField("tool_choice") else agent.tool_choice
     if choice.mode:
@@ -67,6 +97,22 @@ def define(agent: Agent, spec: RunSpec, resolved: Resolved, operator: Operator) 
     if answer.kind:
         definition.response_format.CopyFrom(answer)
     return definition
+
+
+def limits_of(agent: Agent, operator: Operator, heritage: Heritage) -> Limits:
+    """The limits of a run of an agent: never more levels and child runs than the run above it has."""
+    limits = in_force(agent.limits, operator.limits)
+    return limits if heritage.parent is None else of_child(limits, heritage.parent.limits)
+
+
+def _inherited(parent: RunDefinition) -> list[PermissionScope]:
+    """What the calls of a child run are judged by beside its own rules: those of its parent, and of all above it."""
+    own = PermissionScope(
+        operator_permissions=parent.operator_permissions,
+        agent_permissions=parent.agent_permissions,
+        default_permission=parent.default_permission,
+    )
+    return [*parent.inherited_permissions, own]
 
 
 def name(definition: RunDefinition) -> tuple[bytes, bytes]:

@@ -30,6 +30,9 @@ DEFAULTS = Limits(
     doom_loop=DoomLoop(action=DoomLoopAction.DOOM_LOOP_ACTION_STOP, repeats=3, warnings=0),
     max_events=20_000,
     max_log_bytes=64 * 1024 * 1024,
+    max_depth=3,
+    max_children=32,
+    max_parallel_children=4,
 )
 
 
@@ -43,6 +46,16 @@ def in_force(limits: Limits, configured: Limits | None = None) -> Limits:
             # Merging would mix the seconds of one with the nanoseconds of the other.
             merged.timeout.CopyFrom(layer.timeout)
     return merged
+
+
+def of_child(limits: Limits, above: Limits) -> Limits:
+    """The limits of a child run: its own where its parent, with limits in force, does not have less."""
+    bounded = Limits()
+    bounded.CopyFrom(limits)
+    bounded.max_depth = max(min(limits.max_depth, above.max_depth - 1), 0)
+    bounded.max_children = min(limits.max_children, above.max_children)
+    bounded.max_parallel_children = min(limits.max_parallel_children, above.max_parallel_children)
+    return bounded
 
 
 @dataclass(frozen=True, slots=True)

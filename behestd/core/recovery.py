@@ -6,8 +6,9 @@ from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.run_event_pb2 import CancelReceipt
 from behest.v1.run_state_pb2 import RunState
 from behest.v1.tool_pb2 import Executed, SideEffect
-from behestd.core import calls
+from behestd.core import calls, children
 from behestd.core.draft import Draft
+from behestd.core.questions import is_question
 from behestd.core.signals import ToolBroke
 from behestd.core.state import Phase, Run
 from behestd.core.step import is_queryable
@@ -19,6 +20,11 @@ def recover(draft: Draft) -> None:
     cancelling = draft.run.state == RunState.RUN_STATE_CANCELLING
     for call in draft.run.step.calls:
         if call.phase is not Phase.STARTED or call.started is None or draft.run.is_ended:
+            continue
+        if (is_question(call) and not cancelling) or children.is_child(call):
+            continue
+        if not cancelling and draft.given.places.rejoins(draft.run.created.namespace, call.started.endpoint):
+            # The same attempt goes on: its server is joined, or that fails as the attempt would.
             continue
         if is_queryable(call):
             lost = ToolBroke(

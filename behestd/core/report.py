@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from behest.v1.approval_event_pb2 import ApprovalRequested
 from behest.v1.run_event_pb2 import ForkedFrom
 from behest.v1.run_pb2 import PendingApproval, RunWait
 from behest.v1.run_pb2 import Run as RunMessage
-from behestd.core.calls import args_hash
 from behestd.core.spend import total
 from behestd.core.state import Phase, Run
 from behestd.core.times import timestamp
@@ -55,13 +53,6 @@ def report_whole(run: Run) -> RunMessage:
     message.CopyFrom(report(run))
     message.messages.extend(run.transcript)
     message.pending_approvals.extend(
-        PendingApproval(
-            call=call.call,
-            request=ApprovalRequested(
-                call_id=call.call.id, args_hash=args_hash(call.call.arguments_json), until=timestamp(call.due_ns)
-            ),
-        )
-        for call in run.step.calls
-        if call.phase is Phase.ASKED
+        PendingApproval(call=call.call, request=call.asked) for call in run.step.calls if call.phase is Phase.ASKED
     )
     return message

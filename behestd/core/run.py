@@ -16,7 +16,10 @@ from google.protobuf.message_factory import GetMessageClass
 from behest.v1.definition_pb2 import RunDefinition
 from behest.v1.event_pb2 import Event
 from behest.v1.run_state_pb2 import RunState
+from behestd.core.children import only_waits
 from behestd.core.doom_loop import warning
+from behestd.core.inputs import digest
+from behestd.core.questions import oldest
 from behestd.core.spend import settle
 from behestd.core.state import Cancel, Head, Life, Ownership, Phase, Run, Wait, replace, state_name
 from behestd.core.step import FOLDS, progressed, results
@@ -71,7 +74,7 @@ TRANSITIONS: dict[Kind, dict[int, int]] = {
     "model_superseded": _stay(*_WORKING),
     "tool_started": _stay(_RUNNING),
     "tool_completed": _stay(_RUNNING, _CANCELLING),
-    "tool_failed": _stay(_RUNNING, _CANCELLING),
+    "tool_failed": _stay(*_WORKING),
     "tool_denied": _stay(_RUNNING, _WAITING),
     "tool_outcome_unknown": _stay(_RUNNING, _CANCELLING),
     "tool_resolved": _stay(*_WORKING),
@@ -163,9 +166,9 @@ def _claimed(run: Run, payload: Payload, now_ns: int) -> Run:
 
 
 def is_idle_claim(run: Run) -> bool:
-    """Whether the owner before a claim vanished without bringing the run forward, with something in flight."""
+    """Whether the owner before a claim vanished without bringing the run forward, with something of it in flight."""
     before = run.life.ownership
-    has_effects = run.state in (_RUNNING, _CANCELLING)
+    has_effects = run.state in (_RUNNING, _CANCELLING) and not only_waits(run)
     return before.claims > 0 and has_effects and not before.is_released and not before.has_progressed
 
 
@@ -191,7 +194,13 @@ def _resumed(run: Run, payload: Payload, now_ns: int) -> Run:
 
 def _input(run: Run, payload: Payload, now_ns: int) -> Run:
     sequence = run.head.sequence + 1
-    turns = replace(run.turns, input_ids=(*run.turns.input_ids, (payload.input_id, sequence)))
+    turns = replace(
+        run.turns,
+        input_ids=(*run.turns.input_ids, (payload.input_id, sequence)),
+        input_digests=(*run.turns.input_digests, digest(payload.message.parts)),
+    )
+    if oldest(run) is not None:
+        return replace(run, turns=turns)  # It answers a question: it is that call's result, which comes next.
     return replace(run, turns=turns, step=replace(run.step, inputs=(*run.step.inputs, payload.message)))
 
 
@@ -209,6 +218,12 @@ def _completed(run: Run, payload: Payload, now_ns: int) -> Run:
 
 def _failed(run: Run, payload: Payload, now_ns: int) -> Run:
     return replace(run, life=replace(run.life, error=payload.error if payload.HasField("error") else None))
+
+
+def _child_started(run: Run, payload: Payload, now_ns: int) -> Run:
+    calls = tuple(replace(call, child=payload) if call.call.id == payload.call_id else call for call in run.step.calls)
+    turns = replace(run.turns, children=run.turns.children + 1)
+    return replace(run, turns=turns, step=replace(run.step, calls=calls))
 
 
 def _child_ended(run: Run, payload: Payload, now_ns: int) -> Run:
@@ -246,6 +261,7 @@ _APPLY: dict[Kind, Callable[[Run, Payload, int], Run]] = {
     "run_failed": _failed,
     "run_cancelled": _failed,
     "run_timed_out": _failed,
+    "child_run_started": _child_started,
     "child_run_ended": _child_ended,
     "doom_loop_detected": _doom_loop,
 }

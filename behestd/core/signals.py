@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from behest.v1.approval_event_pb2 import ApprovalDecision
 from behest.v1.chat_service_pb2 import ChatEnd
 from behest.v1.message_pb2 import Message, ToolResult
-from behest.v1.tool_pb2 import Tool
+from behest.v1.model_event_pb2 import FailureClass
+from behest.v1.tool_pb2 import Executed, Tool
 from behest.v1.usage_pb2 import Usage
+from behestd.core.children import Kin, NoKin
+from behestd.core.places import AsPinned, Places
 from behestd.core.route import Health, RoutePolicy
 
 Validate = Callable[[Tool, str], str]
@@ -38,6 +42,10 @@ class Given:
     """Whether nothing new is to begin: what came is recorded, and what follows is left to the next owner."""
     acknowledged: frozenset[str] = frozenset()
     """Calls whose servers acknowledged that they are cancelled."""
+    places: Places = field(default_factory=AsPinned)
+    """Where tool calls can go."""
+    kin: Kin = field(default_factory=NoKin)
+    """What child runs do."""
 
 
 # --- outcomes of effects ---
@@ -81,8 +89,8 @@ class ToolBroke:
 
     call_id: str
     attempt: int
-    failure_class: int
-    executed: int
+    failure_class: FailureClass.ValueType
+    executed: Executed.ValueType
     reason: str
     message: str
     retry_after_ns: int = 0
@@ -91,11 +99,25 @@ class ToolBroke:
 
 @dataclass(frozen=True, slots=True)
 class StatusKnown:
-    """A server that was asked about a key answered. `result` None: it never saw it, and has buried it."""
+    """A server that was asked about an attempt answered. `result` None: it never saw it, and has buried it."""
 
     call_id: str
     attempt: int
     result: ToolResult | None
+
+
+@dataclass(frozen=True, slots=True)
+class ChildEnded:
+    """A child run ended in a state (a RunState, 0: it could not be created). `result` None: it did not complete."""
+
+    call_id: str
+    attempt: int
+    state: int
+    usage: Usage | None = None
+    result: ToolResult | None = None
+    reason: str = ""
+    message: str = ""
+    elapsed_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,13 +168,15 @@ class Input:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Somebody decides about a call that waits for an approval. `decision` is an ApprovalDecision."""
+    """Somebody decides about a call that waits for an approval."""
 
     call_id: str
-    decision: int
+    decision: ApprovalDecision.ValueType
     by: str
     reason: str = ""
     arguments_json: str = ""
+    args_hash: bytes = b""
+    """Of the arguments that were looked at. Empty: not said."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +185,9 @@ class Resolution:
 
     call_id: str
     by: str
-    executed: int
+    executed: Executed.ValueType
     result: ToolResult | None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +198,7 @@ class Condemn:
     message: str
 
 
-Outcome = ModelEnded | ModelBroke | ToolEnded | ToolBroke | StatusKnown | Wake
+Outcome = ModelEnded | ModelBroke | ToolEnded | ToolBroke | StatusKnown | ChildEnded | Wake
 Command = Claim | Start | Condemn | Release | Cancel | Input | Decision | Resolution
 Signal = Outcome | Command
 
@@ -208,7 +233,7 @@ class CancelTool:
 
 @dataclass(frozen=True, slots=True)
 class AskStatus:
-    """A server to be asked what became of a call."""
+    """A server to be asked what became of a call's attempt."""
 
     call_id: str
     attempt: int

@@ -11,9 +11,10 @@ from typing import TypeVar
 
 from google.rpc.status_pb2 import Status
 
+from behest.v1.approval_event_pb2 import ApprovalRequested
 from behest.v1.definition_pb2 import RunDefinition
 from behest.v1.message_pb2 import Message, ToolCall, ToolResult
-from behest.v1.run_event_pb2 import RunCreated
+from behest.v1.run_event_pb2 import ChildRunStarted, RunCreated
 from behest.v1.run_state_pb2 import RunOutput, RunState
 from behest.v1.tool_event_pb2 import ToolStarted
 from behest.v1.tool_pb2 import Tool
@@ -69,10 +70,17 @@ class Call:
     started: ToolStarted | None = None
     first_start_ns: int = 0
     due_ns: int = 0
+    asked: ApprovalRequested | None = None
+    """The latest request for an approval."""
+    asked_ns: int = 0
     allowed_by: str = ""
     result: ToolResult | None = None
+    may_have_run: bool = False
+    """Whether an attempt before the present one may have reached its server."""
     in_doubt: bool = False
     """Whether it ended without anybody knowing whether it took effect."""
+    child: ChildRunStarted | None = None
+    """The child run that executes it."""
 
 
 @dataclass(frozen=True)
@@ -187,10 +195,14 @@ class Turns:
     """The latest tool calls that count for doom loops, oldest first."""
     doom_loops: int = 0
     """Detections so far."""
+    children: int = 0
+    """Child runs started."""
     doubtful: frozenset[bytes] = frozenset()
     """Fingerprints of calls that were reported to the model as of unknown outcome."""
     input_ids: tuple[tuple[str, int], ...] = ()
     """Ids of the inputs received, each with its sequence."""
+    input_digests: tuple[bytes, ...] = ()
+    """Of what these inputs say, in the same order."""
 
 
 @dataclass(frozen=True)

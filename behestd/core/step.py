@@ -144,6 +144,7 @@ def _tool_started(run: Run, payload: Payload, now_ns: int) -> Run:
         epoch=run.head.epoch,
         started=payload,
         first_start_ns=call.first_start_ns or now_ns,
+        may_have_run=call.may_have_run or call.phase is Phase.STARTED,
         due_ns=nanoseconds(payload.deadline),
     )
     return _with_call(replace(run, spend=spend), call)
@@ -163,6 +164,8 @@ def _tool_failed(run: Run, payload: Payload, now_ns: int) -> Run:
     if payload.is_final:
         result = error_result(call, payload.message)
         return progressed(_with_call(run, replace(call, phase=Phase.DONE, result=result)))
+    if payload.executed != Executed.EXECUTED_NO:
+        call = replace(call, may_have_run=True)
     asks = payload.executed != Executed.EXECUTED_NO and is_queryable(call)
     if asks:
         return _with_call(run, replace(call, phase=Phase.ASKING, due_ns=0))
@@ -212,7 +215,8 @@ def _tool_resolved(run: Run, payload: Payload, now_ns: int) -> Run:
 
 def _approval_requested(run: Run, payload: Payload, now_ns: int) -> Run:
     call = _known_call(run, payload.call_id)
-    return _with_call(run, replace(call, phase=Phase.ASKED, due_ns=nanoseconds(payload.until)))
+    asked = replace(call, phase=Phase.ASKED, due_ns=nanoseconds(payload.until), asked=payload, asked_ns=now_ns)
+    return _with_call(run, asked)
 
 
 def _approval_decided(run: Run, payload: Payload, now_ns: int) -> Run:

@@ -21,7 +21,8 @@ def decided(draft: Draft, signal: Decision) -> None:
     """Record a decision about a call that waits for one.
 
     Raises NotFound for a call that never asked, WrongState for one that does not wait or has expired, RunEnding, and
-    InvalidRequest for new arguments that do not keep the tool's schema or that a rule denies.
+    InvalidRequest for the hash of other arguments, and for new arguments that do not keep the tool's schema or that a
+    rule denies.
     """
     call = draft.run.call(signal.call_id)
     if call is None or call.tool is None:
@@ -33,13 +34,15 @@ def decided(draft: Draft, signal: Decision) -> None:
     expires = signal.decision == ApprovalDecision.APPROVAL_DECISION_EXPIRED
     if call.due_ns <= draft.given.now_ns and not expires:
         raise WrongState("APPROVAL_EXPIRED", "the request has expired", callId=signal.call_id)
+    if signal.args_hash and signal.args_hash != calls.args_hash(call.call.arguments_json):
+        raise InvalidRequest("args_hash", "is not that of the arguments that are asked for")
     if signal.arguments_json:
         _check_edited(draft, call.tool, signal.arguments_json)
     draft.note(
         ApprovalDecided(
             call_id=signal.call_id,
             by=signal.by,
-            decision=signal.decision,  # type: ignore[arg-type]
+            decision=signal.decision,
             reason=signal.reason,
             arguments_json=signal.arguments_json,
         )
@@ -93,4 +96,4 @@ def resolved(draft: Draft, signal: Resolution) -> None:
     elif executed != Executed.EXECUTED_NO:
         lost = executed == Executed.EXECUTED_YES
         result = error_result(call, "the call took effect; its result is lost" if lost else IN_DOUBT)
-    calls.resolve(draft, call, signal.by, executed, result)
+    calls.resolve(draft, call, signal.by, executed, result, reason=signal.reason)

@@ -7,6 +7,8 @@ from math import inf
 
 from behest.v1.run_state_pb2 import RunState
 from behest.v1.tool_pb2 import SideEffect
+from behestd.core import children
+from behestd.core.questions import is_open, is_question
 from behestd.core.signals import AskStatus, CallModel, CallTool, CancelTool, Effect
 from behestd.core.state import Call, Phase, Run
 from behestd.core.times import duration_ns
@@ -22,11 +24,13 @@ def wanted(run: Run) -> tuple[Effect, ...]:
         return tuple(effect for call in step.calls for effect in _of_call(call))
     if run.state == RunState.RUN_STATE_CANCELLING:
         return tuple(effect for call in step.calls for effect in _of_cancelled_call(call))
+    if run.state == RunState.RUN_STATE_WAITING:
+        return tuple(CallTool(call.call.id, call.attempt) for call in step.calls if children.is_open(call))
     return ()
 
 
 def _of_call(call: Call) -> tuple[Effect, ...]:
-    if call.phase is Phase.STARTED:
+    if call.phase is Phase.STARTED and not is_question(call):
         return (CallTool(call.call.id, call.attempt),)
     if call.phase is Phase.ASKING:
         return (AskStatus(call.call.id, call.attempt),)
@@ -49,8 +53,15 @@ def is_awaited(call: Call) -> bool:
 
 
 def has_room(run: Run, call: Call) -> bool:
-    """Whether a call may be in flight beside those that are: within the limit, and an exclusive one alone."""
-    busy = [other for other in run.step.calls if other.phase in (Phase.STARTED, Phase.ASKING)]
+    """Whether a call may be in flight beside those that are: within the limit, and an exclusive one alone.
+
+    Questions take no room.
+    """
+    if is_question(call):
+        return True
+    if children.is_child(call) and not children.has_room(run):
+        return False
+    busy = [other for other in run.step.calls if other.phase in (Phase.STARTED, Phase.ASKING) and not is_open(other)]
     if len(busy) >= run.definition.limits.max_parallel_tool_calls:
         return False
     return not busy or not any(_is_exclusive(one) for one in (call, *busy))
@@ -71,15 +82,15 @@ def _times(run: Run, cancel_grace_ns: int) -> list[int]:
     if run.state == RunState.RUN_STATE_QUEUED:
         return [life.create_ns + duration_ns(run.created.queue_timeout)]
     if run.state == RunState.RUN_STATE_CANCELLING and life.cancel is not None:
-        return [life.cancel.since_ns + cancel_grace_ns]
+        return [life.cancel.since_ns + children.grace_ns(run, cancel_grace_ns)]
     if run.state == RunState.RUN_STATE_WAITING and life.wait is not None:
-        return [life.wait.until_ns, *(call.due_ns for call in step.calls if call.phase in _WAITS)]
+        return [life.wait.until_ns, *(call.due_ns for call in step.calls if call.phase in _WAITS or is_open(call))]
     if run.state != RunState.RUN_STATE_RUNNING:
         return []
     times = [life.deadline_ns]
     if step.open is None and not step.answered and step.failures:
         times.append(step.failures[-1].due_ns)
-    times.extend(call.due_ns for call in step.calls if call.phase in (Phase.ASKED, Phase.UNKNOWN))
+    times.extend(call.due_ns for call in step.calls if call.phase in (Phase.ASKED, Phase.UNKNOWN) or is_open(call))
     times.extend(_retry_times(run))
     return times
 

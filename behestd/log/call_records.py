@@ -118,10 +118,14 @@ def _fold_one(old: ToolCallRecord, payload: Payload, epoch: int, now_ns: int) ->
         case ToolOutcomeUnknown():
             record.state = ToolCallState.TOOL_CALL_STATE_OUTCOME_UNKNOWN
             record.executed = Executed.EXECUTED_UNKNOWN
+            if payload.HasField("elapsed"):
+                _attempt_over(record, payload.elapsed, Executed.EXECUTED_UNKNOWN)
+            if payload.reason and record.attempts:
+                record.attempts[-1].error.CopyFrom(failure_status(payload.reason, "the attempt brought no answer"))
             if not payload.HasField("until"):
                 _end(record, record.state, Executed.EXECUTED_UNKNOWN, now_ns)
         case ToolResolved():
-            record.resolved_by = payload.by
+            record.resolved_by, record.resolved_reason = payload.by, payload.reason
             record.state = ToolCallState.TOOL_CALL_STATE_RUNNING
             if payload.HasField("result"):
                 record.result.CopyFrom(payload.result)

@@ -14,6 +14,7 @@ from itertools import islice
 
 from behest.v1 import run_state_pb2
 from behestd.log import chain
+from behestd.log.counts import Statistics
 from behestd.log.judge import Facts, judge, namespace_of
 from behestd.log.store import (
     KEPT_KINDS,
@@ -29,10 +30,10 @@ from behestd.log.store import (
     Item,
     Lost,
     Outcome,
+    Purge,
     Record,
     RunQuery,
     RunRow,
-    Statistics,
     TailChunk,
 )
 
@@ -79,6 +80,8 @@ class MemoryStore:
             return self._delete_run((item.namespace, item.run_id))
         if isinstance(item, DeleteSession):
             return self._delete_session(item.namespace, item.session_id)
+        if isinstance(item, Purge):
+            return self._purge(item)
         verdict = judge(item, self._facts)
         outcome = verdict.outcome
         if not isinstance(outcome, Committed):
@@ -147,6 +150,14 @@ class MemoryStore:
         ]:
             del self._facts.requests[taken]
         return Committed()
+
+    def _purge(self, item: Purge) -> Outcome:
+        expired = [name for name, record in self._records.items() if 0 < record.expire_time_ns <= item.now_ns]
+        expired.sort(key=lambda name: self._records[name].expire_time_ns)
+        for name in expired[: item.limit]:
+            del self._records[name]
+            del self._facts.stamps[name]
+        return Committed(deleted=len(expired[: item.limit]))
 
     def _drop_log(self, key: Key) -> None:
         if self._logs.pop(key, None):
@@ -288,6 +299,10 @@ class MemoryStore:
     async def count_records(self, namespace: str, kind: str, parent: str, now_ns: int) -> int:
         """See Store."""
         return len(await self.records(namespace, kind, parent=parent, limit=len(self._records), now_ns=now_ns))
+
+    async def namespaces(self) -> list[str]:
+        """See Store."""
+        return sorted({name[0] for name in self._records})
 
     async def positions(self) -> tuple[int, int]:
         """See Store."""

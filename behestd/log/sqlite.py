@@ -18,6 +18,7 @@ from typing import Literal, Self
 from behest.v1 import run_state_pb2
 from behestd import errors
 from behestd.log import fsck, sqlite_schema
+from behestd.log.counts import Statistics
 from behestd.log.directory import Ballast, Directory, Mark, StoreInUse, boot_id
 from behestd.log.sqlite_reader import Reader
 from behestd.log.sqlite_schema import StoreCorrupt
@@ -35,7 +36,6 @@ from behestd.log.store import (
     Record,
     RunQuery,
     RunRow,
-    Statistics,
     TailChunk,
 )
 
@@ -207,6 +207,10 @@ class SqliteStore:
     async def count_records(self, namespace: str, kind: str, parent: str, now_ns: int) -> int:
         """See Store."""
         return await self._readable().count_records(namespace, kind, parent, now_ns)
+
+    async def namespaces(self) -> list[str]:
+        """See Store."""
+        return await self._readable().namespaces()
 
     async def positions(self) -> tuple[int, int]:
         """See Store."""

@@ -47,6 +47,14 @@ WHERE c.position > :after ORDER BY c.position
 """
 _ENTRY = "SELECT kind, id, session_id, run_id, position, body FROM entries WHERE namespace = ? AND kind = ?"
 _COLUMNS = "namespace, kind, id, body, parent, version, create_time_ns, expire_time_ns"
+# From one to the next by the index, without a look at the records between them.
+_NAMESPACES = """
+WITH RECURSIVE found (name) AS (
+    SELECT min(namespace) FROM records
+    UNION ALL
+    SELECT (SELECT min(namespace) FROM records WHERE namespace > found.name) FROM found WHERE name IS NOT NULL)
+SELECT name FROM found WHERE name IS NOT NULL
+"""
 _ALL_RECORDS = f"SELECT {_COLUMNS} FROM records WHERE kind = ?"
 _RECORD = f"SELECT {_COLUMNS} FROM records WHERE kind = :kind AND (expire_time_ns = 0 OR expire_time_ns > :now)"
 
@@ -218,6 +226,10 @@ class Reader:
             " AND (expire_time_ns = 0 OR expire_time_ns > ?)"
         )
         return int((await self._rows(query, (namespace, parent, kind, now_ns)))[0][0])
+
+    async def namespaces(self) -> list[str]:
+        """See Store."""
+        return [name for (name,) in await self._rows(_NAMESPACES, ())]
 
     async def oldest_position(self) -> int:
         """Return the commit position of the oldest chunk, 0 when there is none."""

@@ -63,6 +63,14 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX requests_by_target ON requests (namespace, target);
     CREATE TABLE definitions (hash BLOB PRIMARY KEY, body BLOB NOT NULL);
     """,
+    # Other kinds are never listed over all sessions, and pay nothing for it.
+    """
+    CREATE INDEX entries_of_approvals ON entries (namespace, kind, position, id) WHERE kind = 'approval';
+    """,
+    # Few records ever expire; the others are not in it.
+    """
+    CREATE INDEX records_expiring ON records (expire_time_ns) WHERE expire_time_ns > 0;
+    """,
 )
 
 

@@ -28,6 +28,7 @@ from behestd.log.store import (
     Item,
     Lost,
     Outcome,
+    Purge,
     RecordIs,
     SessionIsFree,
 )
@@ -126,7 +127,7 @@ class Transactions:
         outcomes: list[Outcome] = []
         segment: list[Append | Change] = []
         for item in batch:
-            if isinstance(item, DeleteRun | DeleteSession):
+            if isinstance(item, DeleteRun | DeleteSession | Purge):
                 outcomes += self._segment(segment)
                 segment = []
                 outcomes.append(self._delete(item))
@@ -234,12 +235,23 @@ class Transactions:
 
     # --- deletions, rare ---
 
-    def _delete(self, item: DeleteRun | DeleteSession) -> Outcome:
+    def _delete(self, item: DeleteRun | DeleteSession | Purge) -> Outcome:
+        if isinstance(item, Purge):
+            return self._purge(item)
         refusal = self._delete_run(item) if isinstance(item, DeleteRun) else self._delete_session(item)
         if refusal is not None:
             return refusal
         self._execute("UPDATE meta SET position = ?", (self._position,))
         return Committed()
+
+    def _purge(self, item: Purge) -> Outcome:
+        deleted = self._connection.execute(
+            "DELETE FROM records WHERE row IN (SELECT row FROM records"
+            " WHERE expire_time_ns > 0 AND expire_time_ns <= ? ORDER BY expire_time_ns LIMIT ?)",
+            (item.now_ns, item.limit),
+        ).rowcount
+        self.has_written |= deleted > 0
+        return Committed(deleted=deleted)
 
     def _delete_run(self, item: DeleteRun) -> Lost | None:
         row = self._connection.execute(

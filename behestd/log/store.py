@@ -9,8 +9,10 @@ readable before that. Every key begins with the namespace. Values are bytes that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
+
+from behestd.log.counts import Statistics
 
 SESSION_KIND = "session"
 """The kind of the record that `DeleteSession` deletes beside everything else of the session."""
@@ -201,7 +203,15 @@ class DeleteSession:
     session_id: str
 
 
-Item = Append | Change | DeleteRun | DeleteSession
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Delete records that have expired by a time, of every namespace and kind: those that expired first, so many."""
+
+    now_ns: int
+    limit: int
+
+
+Item = Append | Change | DeleteRun | DeleteSession | Purge
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +221,8 @@ class Committed:
     position: int = 0
     versions: tuple[int, ...] = ()
     """The new versions of the puts, in order."""
+    deleted: int = 0
+    """How many records a purge deleted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,20 +308,6 @@ class TailChunk:
     chunk: Chunk
 
 
-@dataclass(frozen=True, slots=True)
-class Statistics:
-    """Counters since the store was opened. A hop is a change of thread, `syncs` are fsync calls asked for."""
-
-    commits: int = 0
-    items: int = 0
-    events: int = 0
-    hops: int = 0
-    reads: int = 0
-    syncs: int = 0
-    commit_seconds: tuple[float, ...] = field(default=())
-    """The last 512 commit times, oldest first."""
-
-
 class Store(Protocol):
     """See the module's docstring for the promises."""
 
@@ -384,6 +382,9 @@ class Store(Protocol):
 
     async def count_records(self, namespace: str, kind: str, parent: str, now_ns: int) -> int:
         """How many records of a kind and a parent have not expired."""
+
+    async def namespaces(self) -> list[str]:
+        """The namespaces that have a record, ascending."""
 
     async def positions(self) -> tuple[int, int]:
         """(oldest stored, newest ever given) commit position; 0 where there is none."""

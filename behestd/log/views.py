@@ -8,19 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from behest.v1.approval_pb2 import Approval, ApprovalState
 from behest.v1.message_pb2 import Message
 from behest.v1.tool_call_pb2 import ToolCallRecord
 from behestd.core.report import report
 from behestd.core.run import Payload
 from behestd.core.state import Run
 from behestd.core.step import message_id
-from behestd.core.times import timestamp
-from behestd.log import call_records
+from behestd.core.times import nanoseconds, timestamp
+from behestd.log import approval_records, call_records
 from behestd.log.store import Entry, RunRow
 
 MESSAGE = "message"
 CALL = "call"
+APPROVAL = "approval"
 
+ENDED = 1 << 62
+"""Where the positions of approvals that have ended begin, behind all that are pending: there are ever more of them."""
 _INDEX_BITS = 32
 _CALL_BITS = 12
 
@@ -54,6 +58,7 @@ def entries(
     changed = call_records.fold(records, before, after, payloads, now_ns)
     rows = [_message(after, index, now_ns) for index in _new_messages(before, after)]
     rows += [_call(after, record) for record in changed]
+    rows += [approval_entry(record) for record in approval_records.fold(before, after, payloads, now_ns)]
     kept = {call.call.id for call in after.step.calls}
     return tuple(rows), {call_id: record for call_id, record in records.items() if call_id in kept}
 
@@ -89,3 +94,15 @@ def call_position(session_index: int, step: int, index: int) -> int:
 def _call(run: Run, record: ToolCallRecord) -> Entry:
     place = call_position(run.life.session_index, record.step, record.index)
     return Entry(CALL, record.id, record.session_id, record.run_id, place, record.SerializeToString())
+
+
+def approval_position(create_ns: int, *, is_pending: bool) -> int:
+    """Where an approval stands among those of its namespace: by age, the pending ones apart. Not unique."""
+    return create_ns if is_pending else ENDED | create_ns
+
+
+def approval_entry(record: Approval) -> Entry:
+    """The entry of an approval."""
+    is_pending = record.state == ApprovalState.APPROVAL_STATE_PENDING
+    place = approval_position(nanoseconds(record.create_time), is_pending=is_pending)
+    return Entry(APPROVAL, record.call_id, record.session_id, record.run_id, place, record.SerializeToString())

@@ -26,7 +26,10 @@ _QUOTA_CODES = frozenset(
         "billing_error",
         "billing_hard_limit_reached",
         "billing_not_active",
+        "contract_spend_limit_reached",
         "credit_balance_too_low",
+        "enforced_spend_limit_reached",
+        "linked_organization_spend_limit_reached",
         "quota_exceeded",
         "spend_limit_exceeded",
     }
@@ -45,6 +48,8 @@ _BY_CODE = {
     "model_not_supported": "PROVIDER_MODEL_REJECTED",
     "authentication_error": "PROVIDER_CREDENTIALS_REJECTED",
     "invalid_api_key": "PROVIDER_CREDENTIALS_REJECTED",
+    "not_found_error": "PROVIDER_MODEL_REJECTED",
+    "permission_error": "PROVIDER_CREDENTIALS_REJECTED",
 }
 _BY_STATUS = {
     401: "PROVIDER_CREDENTIALS_REJECTED",
@@ -57,9 +62,14 @@ _STATUS_OF_CODE = {
     "overloaded_error": 529,
     "rate_limit_error": 429,
     "rate_limit_exceeded": 429,
+    "timeout_error": 504,
 }
 """The status that an error inside a stream would have had; 500 unless its code is here or is one of `_BY_CODE`."""
-_TOO_LONG = re.compile(r"context (?:window|size|length)|prompt is too long", re.IGNORECASE)
+_TOO_LONG = re.compile(r"context (?:window|size|length|limit)|prompt is too long", re.IGNORECASE)
+_SPENT = re.compile(
+    r"credit balance is too low|reached your (?:specified )?\w* ?(?:usage|spend\w*) limit", re.IGNORECASE
+)
+"""How a vendor says with status 400 that the money is spent."""
 _ESCAPES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _LOOKS_SECRET = re.compile(r"bearer\s+\S+|(?:(?:sk|pk|rk|key|ghp|xox\w)[-_]|AIza|AKIA)[\w*.-]{8,}|[\w+/=-]{32,}", re.I)
 _CODE = re.compile(r"[A-Za-z][\w.-]{0,63}")
@@ -122,7 +132,7 @@ def _number(text: str, scale: float) -> float | None:
 
 def _reason(status: int, code: str, said: str, *, waits: bool) -> str:
     """Choose the reason, the most specific sign first."""
-    if status == 402 or code in _QUOTA_CODES:
+    if status == 402 or code in _QUOTA_CODES or (status == 400 and _SPENT.search(said)):
         return "PROVIDER_QUOTA"
     if status in (429, 529) and waits:
         return "PROVIDER_RATE_LIMITED"
@@ -152,7 +162,11 @@ def _error(body: bytes) -> Mapping[str, Any]:
 
 
 def _code(error: Mapping[str, Any]) -> str:
-    """Return the error's code, or else its type, when it looks like a word."""
+    """Return the error's code, or else its type, when it looks like a word; details count where they speak of money."""
+    details = error.get("details")
+    detail = details.get("error_code") if isinstance(details, dict) else None
+    if isinstance(detail, str) and detail in _QUOTA_CODES:
+        return detail
     for value in (error.get("code"), error.get("type")):
         if isinstance(value, str) and _CODE.fullmatch(value):
             return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from behest.v1.chat_pb2 import FinishReason
 from behest.v1.chat_service_pb2 import Chat, ChatDelta, ChatEnd, ToolCallDelta
@@ -16,6 +16,7 @@ from behest.v1.message_pb2 import Message, Part, ReasoningPart, Role, TextPart, 
 from behest.v1.usage_pb2 import Usage, UsageSource
 from behestd.core.spend import estimate, estimate_chat
 from behestd.providers.failure import ProviderFailure
+from behestd.providers.fields import counted, is_object, malformed, typed
 from behestd.providers.http_failure import broke_off
 from behestd.providers.secret import Secret
 
@@ -26,13 +27,9 @@ _FINISH = {
     "function_call": FinishReason.FINISH_REASON_TOOL_CALLS,
     "content_filter": FinishReason.FINISH_REASON_CONTENT_FILTER,
 }
+_CUT = frozenset({"length", "content_filter"})
+"""Reasons to stop in the middle of a part."""
 _REASONING_FIELDS = ("reasoning_content", "reasoning")
-_T = TypeVar("_T")
-
-
-def malformed(problem: str) -> ProviderFailure:
-    """Make the failure of an answer that makes no sense."""
-    return ProviderFailure("PROVIDER_MALFORMED_OUTPUT", problem)
 
 
 @dataclass(slots=True)
@@ -58,18 +55,18 @@ class Answer:
 
     def feed(self, chunk: object) -> list[ChatDelta]:
         """Take one chunk and return what it adds. Raises: ProviderFailure."""
-        document = _typed(chunk, dict, "chunk")
+        document = typed(chunk, dict, "chunk")
         if document.get("error"):
             error = document["error"]
             raise broke_off(error if isinstance(error, dict) else {"message": str(error)}, self._secret)
         self._id = self._id or str(document.get("id") or "")
         if document.get("usage"):
-            self._usage = _usage(_typed(document["usage"], dict, "usage"))
+            self._usage = _usage(typed(document["usage"], dict, "usage"))
         deltas: list[ChatDelta] = []
-        for choice in _typed(document.get("choices") or [], list, "choices"):
-            choice = _typed(choice, dict, "choice")
+        for choice in typed(document.get("choices") or [], list, "choices"):
+            choice = typed(choice, dict, "choice")
             if choice.get("index") in (0, None):
-                self._grow(_typed(choice.get("delta") or choice.get("message") or {}, dict, "delta"), deltas)
+                self._grow(typed(choice.get("delta") or choice.get("message") or {}, dict, "delta"), deltas)
                 self._finish = str(choice.get("finish_reason") or self._finish)
         return deltas
 
@@ -77,6 +74,10 @@ class Answer:
         """Return the whole answer. Raises: ProviderFailure PROVIDER_STREAM_BROKEN when no finish reason has come."""
         if not self._finish:
             raise ProviderFailure("PROVIDER_STREAM_BROKEN", "the answer ended without a finish reason")
+        last = self._parts[-1] if self._parts else None
+        if self._finish in _CUT and last and last.kind == "tool_call" and not is_object("".join(last.texts)):
+            # Half a call is none; without a byte of its arguments, nobody knows whether it was whole.
+            self._parts.pop()
         message = Message(role=Role.ROLE_ASSISTANT, parts=[_finished(part) for part in self._parts])
         usage = self._usage
         source = UsageSource.USAGE_SOURCE_REPORTED
@@ -104,16 +105,16 @@ class Answer:
     def _grow(self, delta: Mapping[str, Any], deltas: list[ChatDelta]) -> None:
         for name in _REASONING_FIELDS:
             if delta.get(name):
-                text = _typed(delta[name], str, name)
+                text = typed(delta[name], str, name)
                 deltas.append(ChatDelta(part=self._extend("reasoning", text), reasoning=text))
                 break
         for name in ("content", "refusal"):
             if delta.get(name):
-                text = _typed(delta[name], str, name)
+                text = typed(delta[name], str, name)
                 deltas.append(ChatDelta(part=self._extend("text", text), text=text))
         self._has_refused = self._has_refused or bool(delta.get("refusal"))
-        for call in _typed(delta.get("tool_calls") or [], list, "tool_calls"):
-            self._grow_call(_typed(call, dict, "tool call"), deltas)
+        for call in typed(delta.get("tool_calls") or [], list, "tool_calls"):
+            self._grow_call(typed(call, dict, "tool call"), deltas)
 
     def _extend(self, kind: str, text: str) -> int:
         if not self._parts or self._parts[-1].kind != kind:
@@ -122,9 +123,9 @@ class Answer:
         return len(self._parts) - 1
 
     def _grow_call(self, call: Mapping[str, Any], deltas: list[ChatDelta]) -> None:
-        function = _typed(call.get("function") or {}, dict, "function")
-        name = _typed(function.get("name") or "", str, "name")
-        arguments = _typed(function.get("arguments") or "", str, "arguments")
+        function = typed(call.get("function") or {}, dict, "function")
+        name = typed(function.get("name") or "", str, "name")
+        arguments = typed(function.get("arguments") or "", str, "arguments")
         index = self._index(call, name)
         is_new = index not in self._calls
         if is_new:
@@ -144,7 +145,7 @@ class Answer:
         index = call.get("index")
         if index is None:
             return len(self._calls) if name or not self._calls else len(self._calls) - 1
-        return int(_typed(index, int, "index"))
+        return int(typed(index, int, "index"))
 
 
 def _finished(part: _Part) -> Part:
@@ -162,38 +163,25 @@ def _usage(usage: Mapping[str, Any]) -> Usage:
     prompt = usage.get("prompt_tokens_details") or {}
     completion = usage.get("completion_tokens_details") or {}
     return Usage(
-        input_tokens=_count(usage, "prompt_tokens"),
-        output_tokens=_count(usage, "completion_tokens"),
-        cached_input_tokens=_count(_typed(prompt, dict, "details"), "cached_tokens")
-        or _count(usage, "prompt_cache_hit_tokens"),
-        reasoning_tokens=_count(_typed(completion, dict, "details"), "reasoning_tokens"),
+        input_tokens=counted(usage, "prompt_tokens"),
+        output_tokens=counted(usage, "completion_tokens"),
+        cached_input_tokens=counted(typed(prompt, dict, "details"), "cached_tokens")
+        or counted(usage, "prompt_cache_hit_tokens"),
+        reasoning_tokens=counted(typed(completion, dict, "details"), "reasoning_tokens"),
         attempts=1,
     )
 
 
-def _count(counts: Mapping[str, Any], name: str) -> int:
-    value = counts.get(name) or 0
-    if not isinstance(value, int) or not 0 <= value < 1 << 53:
-        raise malformed(f"{name} is no count")
-    return value
-
-
-def _typed(value: object, kind: type[_T], what: str) -> _T:
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
-    raise malformed(f"{what} is no {kind.__name__}")
-
-
 def vectors(document: object, count: int) -> Sequence[Sequence[float]]:
     """Read the vectors of an embedding answer, in the order of the inputs. Raises: ProviderFailure."""
-    data = _typed(_typed(document, dict, "answer").get("data"), list, "data")
+    data = typed(typed(document, dict, "answer").get("data"), list, "data")
     found: dict[int, Sequence[float]] = {}
     for item in data:
-        item = _typed(item, dict, "item")
-        values = _typed(item.get("embedding"), list, "embedding")
+        item = typed(item, dict, "item")
+        values = typed(item.get("embedding"), list, "embedding")
         if not all(isinstance(value, int | float) for value in values):
             raise malformed("embedding is no list of numbers")
-        found[_typed(item.get("index"), int, "index")] = values
+        found[typed(item.get("index"), int, "index")] = values
     if sorted(found) != list(range(count)):
         raise malformed(f"{len(found)} vectors for {count} texts")
     return [found[index] for index in range(count)]
@@ -201,5 +189,5 @@ def vectors(document: object, count: int) -> Sequence[Sequence[float]]:
 
 def prompt_usage(document: object) -> Usage | None:
     """Read the usage of an embedding answer; None when there is none. Raises: ProviderFailure."""
-    usage = _typed(document, dict, "answer").get("usage")
-    return _usage(_typed(usage, dict, "usage")) if usage else None
+    usage = typed(document, dict, "answer").get("usage")
+    return _usage(typed(usage, dict, "usage")) if usage else None

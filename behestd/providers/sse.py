@@ -70,11 +70,12 @@ class Decoder:
             line = line.removeprefix(_BOM)
         if not line:
             return self._dispatch()
-        name, _, value = line.partition(b":")
-        text = value.removeprefix(b" ").decode()
-        if name == b"data":
+        # All of it, names and comments too: a spoilt name would make a piece of the answer vanish without a word.
+        name, _, value = line.decode().partition(":")
+        text = value.removeprefix(" ")
+        if name == "data":
             self._data.append(text)
-        elif name == b"event":
+        elif name == "event":
             self._name = text
         return None
 

@@ -20,6 +20,7 @@ from behestd.core.signals import Cancel, Claim
 from behestd.core.state import Run
 from behestd.errors import BehestError, Corrupt, NewerFormat
 from behestd.log.store import RunRow
+from behestd.runtime.children_orphans import cancel_of, has_lost_its_parent
 from behestd.runtime.commit import Before
 from behestd.runtime.driver import Birth, Driver
 from behestd.runtime.gate import Gates, Key, Session
@@ -106,15 +107,19 @@ class Adoption:
         session = (created.namespace, created.session_id)
         limit = self._house.limits.history_messages
         history = await history_of(store, *session, run.life.session_index, limit)
+        is_forsaken = await has_lost_its_parent(store, run)
         gate = await self._gate(*session)
         there = self._drivers.get((created.namespace, run.id))
         if there is not None:
             return there
-        driver = self._begin(Birth(before, run, tuple(history)))
+        driver = self._begin(Birth(before, run, tuple(history), before.trace_id))
         if run.state == RunState.RUN_STATE_QUEUED:
             self._line_up(gate, run)
             return driver
         gate.active = run.id
+        if is_forsaken:
+            # Before the claim, which would begin again what is to end.
+            driver.tell(cancel_of(None))
         released = run.life.ownership.is_released
         reason = ClaimReason.CLAIM_REASON_RELEASED if released else ClaimReason.CLAIM_REASON_RECOVERY
         driver.tell(Claim(reason))

@@ -2,7 +2,8 @@
 
 Beside an artifact's record stands a reference, a record named by the content's hash and the artifact's id, so that one
 look tells whether anything still names a blob. Records go first, blobs after them; what a crash leaves between is
-marked and swept at the next start. Above: the services and the performer of tools. Below: the log and the blobs.
+marked and swept at the next start, and a blob that never got a record is collected by its age. Above: the services and
+the performer of tools. Below: the log and the blobs.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ REFERENCE = "artifact_content"
 LOOSE = "loose_content"
 """Marks content that may have lost its last artifact."""
 _PAGE = 500
+_BLOBS_AT_ONCE = 32
+"""Blobs looked at while nobody may name one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +79,11 @@ class Artifacts:
     ) -> tuple[Artifact, Outcome]:
         """Keep a stream of bytes under a new id. `request` is a request id, and what its digest begins with.
 
-        When it is cancelled or the pieces raise, nothing is kept. Raises what blobs raise.
+        When it is cancelled or the pieces raise, nothing is kept. Raises what blobs raise, and StorageFull while the
+        store holds its reserve for the ends of runs.
         """
+        if self._log.store.is_degraded:
+            raise StorageFull
         async with AsyncExitStack() as stack:
 
             async def all_of_them() -> AsyncGenerator[bytes, None]:
@@ -157,12 +163,28 @@ class Artifacts:
             if len(marked) < _PAGE:
                 return
 
+    async def collect(self, namespace: str, before_ns: int, after: bytes) -> tuple[int, bytes]:
+        """Look at the next blobs of a namespace, and delete those that are old and that no artifact names.
+
+        Gives how many were deleted, and the last blob looked at, empty when that was all.
+        """
+        deleted = 0
+        async with self._naming:
+            page = await self._blobs.aged(namespace, before_ns, after, _BLOBS_AT_ONCE)
+            for sha256 in page.found:
+                if not await self._is_named(namespace, sha256):
+                    deleted += await self._blobs.delete(namespace, sha256)
+        return deleted, page.last
+
+    async def _is_named(self, namespace: str, sha256: bytes) -> bool:
+        name = sha256.hex()
+        found = await self._log.store.records(namespace, REFERENCE, after=name, limit=1)
+        return bool(found) and found[0].id.startswith(name)
+
     async def _free(self, namespace: str, contents: set[bytes]) -> None:
         """Delete the blobs among these that no artifact names, and their marks."""
         for sha256 in contents:
-            name = sha256.hex()
-            found = await self._log.store.records(namespace, REFERENCE, after=name, limit=1)
-            if not found or not found[0].id.startswith(name):
+            if not await self._is_named(namespace, sha256):
                 await self._blobs.delete(namespace, sha256)
         if contents:
             await self._commit(Change(deletes=tuple(Delete(namespace, LOOSE, sha256.hex()) for sha256 in contents)))

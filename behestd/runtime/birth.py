@@ -16,7 +16,7 @@ from behest.v1.session_pb2 import Session as SessionMessage
 from behestd.core.decide import decide
 from behestd.core.run import Payload, start
 from behestd.core.signals import Claim, Given, Start
-from behestd.core.times import duration, duration_ns, timestamp
+from behestd.core.times import SECOND, duration, duration_ns, timestamp
 from behestd.errors import AlreadyExists, BehestError, SessionNotFound
 from behestd.log import store
 from behestd.log.store import Guard, Put, RecordChanged, SessionIsFree
@@ -45,6 +45,7 @@ class Order:
     trace_id: str = ""
     forked_from: ForkedFrom | None = None
     parent: ParentRun | None = None
+    parent_session_id: str = ""
 
     @property
     def policy(self) -> SessionPolicy.ValueType:
@@ -59,8 +60,9 @@ class Order:
         return SessionNotFound(self.session_id)
 
 
-def conceive(order: Order, house: House, given: Given, session_index: int) -> Birth:
+def conceive(order: Order, house: House, history: tuple[Message, ...], session_index: int) -> Birth:
     """Make a run's first append. `session_index` 0 leaves it queued."""
+    given = _given(house, history)
     created = _created(order, house)
     payloads: list[Payload] = [created]
     run = start(order.run_id, created, order.pinned.definition, given.now_ns)
@@ -72,6 +74,20 @@ def conceive(order: Order, house: House, given: Given, session_index: int) -> Bi
     stamp = (house.ids, given.now_ns, order.trace_id)
     first = prepare(before, run, payloads, stamp, _extras(order, given, session_index))
     return Birth(before, first.run, given.history, order.trace_id, first)
+
+
+def _given(house: House, history: tuple[Message, ...]) -> Given:
+    """What the first decision may use."""
+    return Given(
+        now_ns=house.clock.now_ns(),
+        random=house.rng.random(),
+        replica=house.replica,
+        validate=house.validate,
+        history=history,
+        health=house.health(),
+        retries=house.retries,
+        model_timeout_ns=int(house.model_timeouts.total_seconds * SECOND),
+    )
 
 
 def _created(order: Order, house: House) -> RunCreated:
@@ -126,7 +142,12 @@ def _session(order: Order, given: Given) -> Put:
         is_hidden=order.parent is not None,
     )
     record = store.Record(
-        order.namespace, SESSION, order.session_id, session.SerializeToString(), create_time_ns=given.now_ns
+        order.namespace,
+        SESSION,
+        order.session_id,
+        session.SerializeToString(),
+        parent=order.parent_session_id,
+        create_time_ns=given.now_ns,
     )
     return Put(record, expected_version=0)
 

@@ -49,6 +49,8 @@ class Before:
 
     run: Run | None
     calls: dict[str, ToolCallRecord]
+    trace_id: str = ""
+    """Of a run that was read back: the trace that it is part of."""
 
 
 def prepare(

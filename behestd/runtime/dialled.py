@@ -9,14 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
 from behest.v1.model_event_pb2 import FailureClass
-from behest.v1.server_pb2 import Server, ServerState
+from behest.v1.server_pb2 import Server, ServerState, ServerTls
 from behest.v1.tool_pb2 import Tool
+from behest.v1.tool_service_pb2 import ListToolsResponse
 from behestd.core.times import timestamp
-from behestd.errors import BehestError, Unavailable
+from behestd.errors import BehestError, InvalidRequest, Unavailable
 from behestd.runtime.clock import Clock, Rng
-from behestd.tools.remote import RemoteServer
+from behestd.tools.catalog import Standing
+from behestd.tools.endpoint import Rules, check
+from behestd.tools.remote import Keep, RemoteServer, keep_nothing
+from behestd.tools.remote_channel import NO_TOKEN, Link, Resolve, Tls, system_resolve
+from behestd.tools.schema import Validators
 from behestd.tools.tool import ToolFailure
 
 CONNECT_SECONDS = 5.0
@@ -29,6 +36,44 @@ _LAST_DELAY_SECONDS = 5.0
 
 Learn = Callable[["Dialled", Sequence[Tool]], Awaitable[None]]
 """Takes the tools that a server lists now. Raises BehestError for tools that cannot be taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialling:
+    """How servers are reached. `secrets` gives the text that a reference names; it raises LookupError or ValueError."""
+
+    secrets: Callable[[str], str]
+    rules: Rules = field(default_factory=Rules)
+    """Which addresses callers may register."""
+    configured: Sequence[Server] = ()
+    resolve: Resolve = system_resolve
+    keep: Keep = keep_nothing
+    """Keeps reads of late answers going."""
+
+    def dial(self, server: Server, validators: Validators) -> RemoteServer:
+        """Make the connection of a server. Raises EndpointRefused, and InvalidRequest for secrets of TLS."""
+        rules = self.rules
+        if server.configured:
+            rules = replace(rules, allow_loopback=True, allow_unix=True, allow_private=True)
+        has_tls = server.HasField("tls")
+        link = Link(
+            server_id=server.id,
+            endpoint=check(server.address, rules, has_tls=has_tls),
+            tls=self._tls(server.tls) if has_tls else None,
+            token=partial(self.secrets, server.token_ref) if server.token_ref else NO_TOKEN,
+            resolve=self.resolve,
+        )
+        return RemoteServer(link, validators, self.keep)
+
+    def _tls(self, tls: ServerTls) -> Tls:
+        material: dict[str, bytes] = {}
+        for field_name in ("ca_ref", "certificate_ref", "key_ref"):
+            reference = getattr(tls, field_name)
+            try:
+                material[field_name] = self.secrets(reference).encode() if reference else b""
+            except (LookupError, OSError, ValueError):
+                raise InvalidRequest(f"tls.{field_name}", "names nothing that can be read") from None
+        return Tls(material["ca_ref"], material["certificate_ref"], material["key_ref"], tls.server_name)
 
 
 class Dialled:
@@ -76,6 +121,19 @@ class Dialled:
         """Take note that it may not be dialled."""
         self._state, self.error = ServerState.SERVER_STATE_DISCONNECTED, error
         self.tried.set()
+
+    def offered(self) -> Server:
+        """The registration as its tools are offered."""
+        return self.registration
+
+    def listed(self) -> bytes:
+        """What is recorded of its tools."""
+        return ListToolsResponse(tools=self.tools).SerializeToString()
+
+    def standing(self) -> Standing:
+        """How it does."""
+        in_flight = self.remote.counters.in_flight if self.remote is not None else 0
+        return Standing(is_there=self._state == ServerState.SERVER_STATE_READY, in_flight=in_flight)
 
     def report(self) -> Server:
         """The server as clients see it, but for its error."""

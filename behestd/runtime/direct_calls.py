@@ -1,23 +1,23 @@
 """Direct calls of tools: those that a client makes, which belong to no run. One attempt each; who calls may repeat it.
 
-Above: ToolService. Below: the tools' catalog and executors. A call with a key is a task that outlives the streams of
-those who wait for it; a repeat of the key joins it or gets its answer. Keys are remembered in memory alone, so a key
-that is not known here is never said to be unexecuted: only the tool's server can promise that, under its own key.
+Above: ToolService. Below: the tools' catalog and executors, `direct_call`, `direct_journal`. A call with a key is a
+task that outlives the streams of those who wait for it; a repeat of the key joins it or gets its answer, also after a
+restart. A key that is not known is buried before it is said to be unexecuted; where the store forgets, nothing is said.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from hashlib import sha256
 
 import structlog
 
 from behest.v1.definition_pb2 import PermissionAction, RunDefinition
-from behest.v1.tool_pb2 import Progress, Tool
+from behest.v1.model_event_pb2 import FailureClass
+from behest.v1.tool_pb2 import Executed, SideEffect, Tool
 from behest.v1.tool_service_pb2 import CallToolRequest
 from behestd.core.calls import REDOABLE, arguments_of
 from behestd.core.permission import permit
@@ -35,8 +35,9 @@ from behestd.errors import (
     Unsupported,
     WrongState,
 )
-from behestd.log.waiters import Waiters
-from behestd.runtime.direct_errors import arguments_refused, error_of
+from behestd.runtime.direct_call import DirectCall, digest_of, lost, restored, sent_key
+from behestd.runtime.direct_errors import arguments_refused, error_of, proved
+from behestd.runtime.direct_journal import Entry, Journal, Key, Stage
 from behestd.runtime.house import House
 from behestd.tools.policy import timeouts
 from behestd.tools.tool import (
@@ -57,64 +58,7 @@ logger = structlog.get_logger(__name__)
 REMEMBERED = 10_000
 REMEMBERED_BYTES = 32 * 1024 * 1024
 """Most calls that are remembered after their end, and most bytes of their answers; the oldest are forgotten first."""
-_PROGRESS_KEPT = 256
-
-Key = tuple[str, str]
-"""(namespace, the key as the client gave it)."""
-
-
-class DirectCall:
-    """A call in progress, or its outcome. Written by `DirectCalls` alone; everybody else reads and waits."""
-
-    __slots__ = ("_count", "_shown", "_waiters", "digest", "epoch", "executor", "is_kept", "key", "outcome", "sent")
-
-    def __init__(self, key: Key, request: CallToolRequest, executor: Executor, sent: Call) -> None:
-        self.key = key
-        self.is_kept = bool(request.idempotency_key)
-        """Whether somebody may come back for the outcome."""
-        self.digest = _digest(request)
-        self.executor = executor
-        self.sent = sent
-        self.epoch = sent.epoch
-        self.outcome: Answer | BehestError | None = None
-        self._shown: deque[Progress] = deque(maxlen=_PROGRESS_KEPT)
-        self._count = 0
-        self._waiters = Waiters()
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of the answer."""
-        return sum(part.ByteSize() for part in self.outcome.parts) if isinstance(self.outcome, Answer) else 0
-
-    async def progress(self) -> AsyncGenerator[Progress, None]:
-        """Yield progress until there is an outcome; of a reader that lags the latest 256 are kept."""
-        position = 0
-        while True:
-            missed = min(self._count - position, len(self._shown))
-            position = self._count
-            for shown in list(self._shown)[len(self._shown) - missed :]:
-                yield shown
-            if self._count > position:
-                continue
-            if self.outcome is not None:
-                return
-            await self._waiters.wait()
-
-    async def end(self) -> None:
-        """Wait for the outcome."""
-        while self.outcome is None:
-            await self._waiters.wait()
-
-    def show(self, progress: Progress) -> None:
-        """Take progress."""
-        self._shown.append(progress)
-        self._count += 1
-        self._waiters.wake()
-
-    def settle(self, outcome: Answer | BehestError) -> None:
-        """Take the outcome. The first one counts."""
-        self.outcome = self.outcome or outcome
-        self._waiters.wake()
+_EVERY_ATTEMPT = (1 << 31) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,10 +77,12 @@ class DirectCalls:
         self._rules = RunDefinition(
             operator_permissions=house.operator.permissions, default_permission=house.operator.default_permission
         )
+        self._journal = Journal(house.log, house.clock)
         self._open: dict[Key, DirectCall] = {}
         self._done: OrderedDict[Key, DirectCall] = OrderedDict()
         self._done_bytes = 0
-        self._buried: OrderedDict[Key, int] = OrderedDict()
+        self._buried: OrderedDict[Key, tuple[int, int]] = OrderedDict()
+        """The last (epoch, attempt) that must not be executed."""
         self._tasks: asyncio.TaskGroup | None = None
         self._made: set[asyncio.Task[None]] = set()
         self._is_refusing = False
@@ -179,6 +125,8 @@ class DirectCalls:
 
         Raises what stands in the way; `not_executed` is set on errors that prove that nothing was executed.
         """
+        if request.idempotency_key:
+            await self._recall((namespace, request.idempotency_key))
         call = self._join(namespace, request) or self._begin(namespace, request, trace)
         try:
             yield call
@@ -189,17 +137,19 @@ class DirectCalls:
     async def cancel(self, namespace: str, key: str, epoch: int) -> bool:
         """Ask that a call be stopped: whether it runs and was told."""
         call = self._open.get((namespace, key))
-        if call is None or epoch < call.epoch:
+        if call is None or call.executor is None or epoch < call.epoch:
             return False
-        return await call.executor.cancel(call.sent.key, call.epoch)
+        call.is_cancelled = not call.is_sent
+        return call.is_cancelled or await call.executor.cancel(call.sent.key, call.epoch)
 
-    async def status(self, namespace: str, key: str, epoch: int, wait_seconds: float) -> Status:
+    async def status(self, namespace: str, key: str, epoch: int, wait_seconds: float, *, attempt: int = 0) -> Status:
         """Tell what became of a key, waiting a while for a call that runs. One that is not known is buried.
 
-        Raises Unsupported for it all the same, since what is in memory alone proves nothing; LostRace when nobody can
+        Raises Unsupported for that all the same where the store forgets, as it proves nothing; LostRace when nobody can
         say; ToolFailure as an error when the tool's server does not answer.
         """
         name = (namespace, key)
+        await self._recall(name)
         call = self._open.get(name)
         if call is not None:
             try:
@@ -208,46 +158,74 @@ class DirectCalls:
             except TimeoutError:
                 return Running()
         call = call or self._done.get(name)
-        if call is None:
-            self._bury(name, epoch)
-            raise Unsupported("REQUEST_UNSUPPORTED", "the daemon does not know this key", feature="GetCallStatus")
+        if call is None or call.is_undone:
+            return await self._never_seen(name, epoch, attempt)
         if isinstance(call.outcome, Answer):
             return Done(call.outcome)
-        return await self._ask(call, epoch, wait_seconds)
+        return await self._ask(call, epoch, wait_seconds, attempt)
 
-    async def _ask(self, call: DirectCall, epoch: int, wait_seconds: float) -> Status:
-        """Ask the tool's server about a call of unknown outcome; what it promises holds here, as its key is ours."""
+    async def _never_seen(self, name: Key, epoch: int, attempt: int) -> NeverSeen:
+        """Bury a key: in memory at once, so that no call comes between, then durably."""
+        self._bury(name, epoch, attempt or _EVERY_ATTEMPT)
+        await self._journal.put(name, Entry(Stage.BURIED, *self._buried[name]))
+        if not self._journal.is_durable:
+            raise Unsupported("REQUEST_UNSUPPORTED", "the daemon does not know this key", feature="GetCallStatus")
+        return NeverSeen()
+
+    async def _ask(self, call: DirectCall, epoch: int, wait_seconds: float, attempt: int) -> Status:
+        """Ask the tool's server about a call of unknown outcome; what it promises holds here, as its key is ours.
+
+        A server whose memory does not count is not believed when it says that it never saw a key.
+        """
+        sent = call.sent
         try:
-            status = await call.executor.status(call.sent.key, epoch, wait_seconds)
+            executor = call.executor or self._executor(call)
+            status = await executor.status(sent.key, epoch, wait_seconds, attempt)
         except ToolFailure as failure:
-            raise error_of(failure, call.sent.name) from failure
-        match status:
-            case CannotTell():
-                text = "nobody can say whether the tool took effect"
-                raise LostRace("TOOL_OUTCOME_UNKNOWN", text, tool=call.sent.name)
-            case NeverSeen():
-                self._forget(call.key)
-                self._bury(call.key, epoch)
-            case Done(answer):
-                self._forget(call.key)
-                call.outcome = answer
-                self._remember(call)
-            case Running():
-                pass
+            raise error_of(failure, sent.name) from failure
+        is_forgetful = sent.side_effect == SideEffect.SIDE_EFFECT_NON_IDEMPOTENT
+        if isinstance(status, CannotTell) or (isinstance(status, NeverSeen) and is_forgetful):
+            raise lost(sent.name)
+        if isinstance(status, NeverSeen):
+            self._forget(call.key)
+            return await self._never_seen(call.key, epoch, attempt)
+        if isinstance(status, Done):
+            self._forget(call.key)
+            call.outcome = status.answer
+            self._remember(call)
+            await self._journal.put(call.key, call.entry(Stage.DONE))
         return status
+
+    def _executor(self, call: DirectCall) -> Executor:
+        """Who was sent a call before a restart. Raises ToolFailure."""
+        tools = self._house.tools.snapshot(call.sent.namespace)
+        return tools.route_to(call.sent.name, call.sent.tool_hash, call.server_id).executor
+
+    async def _recall(self, name: Key) -> None:
+        """Bring what the journal knows of a key into memory, unless it is there; a call that was cut is in doubt."""
+        if name in self._open or name in self._done:
+            return
+        entry = await self._journal.find(name)
+        if entry is None or name in self._open or name in self._done:
+            return
+        if entry.stage is Stage.BURIED:
+            self._bury(name, entry.epoch, entry.attempt)
+        else:
+            self._remember(restored(name, entry))
 
     def _join(self, namespace: str, request: CallToolRequest) -> DirectCall | None:
         """The call that a key stands for, None when it is to be made. Raises AlreadyExists and LostRace."""
         name = (namespace, request.idempotency_key)
         if not request.idempotency_key:
             return None
-        if name in self._buried and request.epoch <= self._buried[name]:
-            text = f"the key is buried for epoch {self._buried[name]} and lower ones"
-            raise _proved(WrongState("TOOL_START_EXPIRED", text, tool=request.tool_name))
+        if name in self._buried and (request.epoch, max(request.attempt, 1)) <= self._buried[name]:
+            epoch, attempt = self._buried[name]
+            text = f"the key is buried for epoch {epoch} up to attempt {attempt}, and for lower epochs"
+            raise proved(WrongState("TOOL_START_EXPIRED", text, tool=request.tool_name))
         known = self._open.get(name) or self._done.get(name)
         if known is None:
             return None
-        if known.digest != _digest(request):
+        if known.digest != digest_of(request):
             text = "the key was used with another tool or other arguments"
             raise AlreadyExists("REQUEST_ID_REUSED", text, requestId=request.idempotency_key)
         if request.epoch < known.epoch:
@@ -264,9 +242,9 @@ class DirectCalls:
         try:
             call = self._checked(namespace, request, trace)
         except ToolFailure as failure:
-            raise _proved(error_of(failure, request.tool_name)) from failure
+            raise proved(error_of(failure, request.tool_name)) from failure
         except BehestError as error:
-            raise _proved(error) from None
+            raise proved(error) from None
         self._open[call.key] = call
         self._start(self._make(call))
         return call
@@ -289,6 +267,7 @@ class DirectCalls:
         arguments_json = request.arguments_json or "{}"
         self._permit(tool, arguments_json)
         key = (namespace, request.idempotency_key or house.ids.make("key"))
+        limits = _limits(tool, request, now_ns)
         sent = Call(
             namespace=namespace,
             run_id="",
@@ -296,17 +275,18 @@ class DirectCalls:
             call_id=house.ids.make("call"),
             name=tool.name,
             arguments_json=arguments_json,
-            key=_sent_key(key),
+            key=sent_key(key),
             attempt=max(request.attempt, 1),
             epoch=request.epoch,
             side_effect=tool.policy.side_effect,
             tool_hash=tool.hash,
-            deadline_ns=nanoseconds(request.deadline),
+            deadline_ns=now_ns + int(limits.start_to_close_seconds * SECOND),
+            start_by_ns=nanoseconds(request.start_by) if request.HasField("start_by") else 0,
             traceparent=trace,
-            timeouts=_limits(tool, request, now_ns),
+            timeouts=limits,
         )
-        executor = tools.route(tool.name, tool.hash, sent.key).executor
-        return DirectCall(key, request, executor, sent)
+        route = tools.route(tool.name, tool.hash, sent.key)
+        return DirectCall(key, request, sent, executor=route.executor, server_id=route.server_id)
 
     def _permit(self, tool: Tool, arguments_json: str) -> None:
         """Refuse arguments that break the schema, and a call that a rule denies, or asks about: nobody could wait."""
@@ -322,9 +302,11 @@ class DirectCalls:
     async def _make(self, call: DirectCall) -> None:
         """Make the one attempt. Whatever happens, the call has an outcome in the end."""
         try:
-            call.settle(await call.executor.call(call.sent, call.show))
+            call.settle(await self._attempt(call))
         except ToolFailure as failure:
             call.settle(error_of(failure, call.sent.name))
+        except BehestError as error:
+            call.settle(error)
         except Exception:
             # The other calls share a task group with this one.
             logger.exception("tool call failed by a fault", tool=call.sent.name)
@@ -334,6 +316,41 @@ class DirectCalls:
             del self._open[call.key]
             self._remember(call)
 
+    async def _attempt(self, call: DirectCall) -> Answer:
+        """Make the attempt between its two entries in the journal, which pure tools and calls without a key need not.
+
+        Raises ToolFailure, and StorageFull and StorageFailed with proof, as nothing was sent.
+        """
+        assert call.executor is not None
+        if not call.is_kept or call.sent.side_effect == SideEffect.SIDE_EFFECT_PURE:
+            call.is_sent = True
+            return await call.executor.call(call.sent, call.show)
+        try:
+            await self._journal.put(call.key, call.entry(Stage.BEGUN))
+        except BehestError as error:
+            raise proved(error) from None
+        try:
+            answer = await self._sent(call, call.executor)
+        except ToolFailure as failure:
+            if failure.executed == Executed.EXECUTED_NO and call.sent.side_effect not in REDOABLE:
+                # The key is as good as before this attempt.
+                await self._journal.put(call.key, Entry(Stage.BURIED, call.epoch, call.sent.attempt - 1))
+            raise
+        try:
+            await self._journal.put(call.key, call.entry(Stage.DONE, answer))
+        except BehestError as error:
+            # It took effect, and who waits is told so; after a restart it is in doubt.
+            logger.warning("answer of a direct call not recorded", tool=call.sent.name, reason=error.reason)
+        return answer
+
+    async def _sent(self, call: DirectCall, executor: Executor) -> Answer:
+        """Send a call, unless it was told to stop by now. Raises ToolFailure."""
+        if call.is_cancelled:
+            permanent, no = FailureClass.FAILURE_CLASS_PERMANENT, Executed.EXECUTED_NO
+            raise ToolFailure(permanent, no, "TOOL_CANCELLED", "the call was told to stop before it was sent")
+        call.is_sent = True
+        return await executor.call(call.sent, call.show)
+
     def _start(self, work: Coroutine[None, None, None]) -> None:
         assert self._tasks is not None
         task = self._tasks.create_task(work)
@@ -341,14 +358,15 @@ class DirectCalls:
         task.add_done_callback(self._made.discard)
 
     async def _stop(self, call: DirectCall) -> None:
-        await call.executor.cancel(call.sent.key, call.epoch)
+        if call.executor is not None:
+            await call.executor.cancel(call.sent.key, call.epoch)
 
     # --- memory ---
 
     def _remember(self, call: DirectCall) -> None:
         """Remember what a repeat of the key must be told: not of a call that was proved not to be executed."""
-        is_undone = isinstance(call.outcome, BehestError) and call.outcome.not_executed
-        if is_undone or not call.is_kept:
+        is_proof = isinstance(call.outcome, BehestError) and call.outcome.not_executed
+        if is_proof or not call.is_kept:
             return
         self._done[call.key] = call
         self._done_bytes += call.size_bytes
@@ -360,15 +378,10 @@ class DirectCalls:
         if call is not None:
             self._done_bytes -= call.size_bytes
 
-    def _bury(self, key: Key, epoch: int) -> None:
-        self._buried[key] = max(epoch, self._buried.pop(key, 0))
+    def _bury(self, key: Key, epoch: int, attempt: int) -> None:
+        self._buried[key] = max((epoch, attempt), self._buried.pop(key, (0, 0)))
         if len(self._buried) > REMEMBERED:
             self._buried.popitem(last=False)
-
-
-def _proved(error: BehestError) -> BehestError:
-    error.not_executed = True
-    return error
 
 
 def _limits(tool: Tool, request: CallToolRequest, now_ns: int) -> Timeouts:
@@ -380,12 +393,3 @@ def _limits(tool: Tool, request: CallToolRequest, now_ns: int) -> Timeouts:
     if left_seconds <= 0:
         raise WrongState("TOOL_START_EXPIRED", "the deadline of the call is over", tool=tool.name)
     return replace(limits, start_to_close_seconds=min(limits.start_to_close_seconds, left_seconds))
-
-
-def _digest(request: CallToolRequest) -> bytes:
-    return sha256(f"{request.tool_name}\0{request.arguments_json or '{}'}".encode()).digest()
-
-
-def _sent_key(key: Key) -> str:
-    """The key under which a tool's server knows the call: no client can choose that of a run, or of a stranger."""
-    return sha256("\0".join(("direct", *key)).encode()).hexdigest()

@@ -47,6 +47,12 @@ def _error(failure: ToolFailure, tool: str) -> errors.BehestError:
     return _BRANCHES[reason](reason, text, retry_seconds=failure.retry_seconds, tool=tool)
 
 
+def proved(error: errors.BehestError) -> errors.BehestError:
+    """Say of an error that it proves that nothing was executed."""
+    error.not_executed = True
+    return error
+
+
 def arguments_refused(tool: str, problem: str) -> errors.InvalidRequest:
     """Make the refusal of arguments out of what the validator says: a JSON document that lists what is wrong."""
     path, text = _first(problem)

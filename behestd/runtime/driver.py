@@ -14,11 +14,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from math import inf
 
 import structlog
 
 from behest.v1.message_pb2 import Message
-from behest.v1.model_event_pb2 import ModelCompleted, ModelFailed, ModelRequested, ModelSuperseded
 from behest.v1.run_event_pb2 import ClaimReason, RunReleased
 from behest.v1.run_state_pb2 import RunState
 from behestd.core.decide import decide
@@ -41,11 +41,12 @@ from behestd.core.signals import (
 from behestd.core.state import Phase, Run
 from behestd.core.times import SECOND
 from behestd.core.wanted import alarm_ns, wanted
-from behestd.errors import BehestError, Draining, StorageFailed
+from behestd.errors import BehestError, Draining, StorageFailed, StorageFull
 from behestd.failpoint import failpoint
 from behestd.log.store import Committed, Fenced, Full, Outcome
 from behestd.log.tail import Tail
 from behestd.log.waiters import Waiters
+from behestd.runtime import full_disk
 from behestd.runtime.commit import Before, Extras, Prepared, prepare
 from behestd.runtime.house import House
 from behestd.runtime.inbox import Command, Inbox
@@ -195,7 +196,7 @@ class Driver:
             self.run, self._before = first.run, Before(first.run, first.calls)
         self.tail = await self._house.log.tail(created.namespace, self.run.id)
         if first is not None:
-            self._move_deltas(list(first.payloads), self.run)
+            self.deltas.follow(first.payloads, self.run)
         elif self.run.step.calls:
             self.deltas.open(self.run.step.number, 0, self.run.head.sequence)
         self.say_born(Committed())
@@ -254,14 +255,19 @@ class Driver:
             await self._read_history()
         # One time for decisions and events: a fold of the log must come to the same state.
         now_ns = self._house.clock.now_ns()
-        payloads, run, answered = self._decide(now_ns)
+        payloads, run, answered, heard = self._decide(now_ns)
         if payloads:
             try:
-                await self._commit(payloads, run, now_ns)
+                is_durable = await self._commit(payloads, run, now_ns, is_asked=bool(answered))
             except BehestError as error:
                 for command in answered:
                     command.refuse(error)
                 raise
+            if not is_durable:
+                for command in answered:
+                    command.refuse(StorageFull())
+                self._inbox.put_back(heard)
+                return
         for command in answered:
             command.answer(self.run)
         if self.run.step.calls and any(call.phase in _UNSENT for call in self.run.step.calls):
@@ -269,9 +275,12 @@ class Driver:
         self._reconcile()
         self._on_turn(self)
 
-    def _decide(self, now_ns: int) -> tuple[list[Payload], Run, list[Command]]:
-        """Decide on everything in the inbox, up to a release: what to commit, the run after it, whom to answer then."""
-        run, payloads, answered = self.run, list[Payload](), list[Command]()
+    def _decide(self, now_ns: int) -> tuple[list[Payload], Run, list[Command], list[Signal]]:
+        """Decide on everything in the inbox, up to a release: what to commit, the run after it, whom to answer then.
+
+        The signals that nobody waits for come last, to be heard again when the commit fails.
+        """
+        run, payloads, answered, heard = self.run, list[Payload](), list[Command](), list[Signal]()
         while self._inbox:
             item = self._inbox.pop()
             signal = item.signal if isinstance(item, Command) else item
@@ -285,10 +294,12 @@ class Driver:
             payloads += decided
             if isinstance(item, Command):
                 answered.append(item)
+            else:
+                heard.append(item)
             _hit_before_commit(signal, run.id)
             if isinstance(signal, Release):
                 break
-        return payloads, run, answered
+        return payloads, run, answered, heard
 
     async def _read_history(self) -> None:
         """Read what the session holds by now: other runs went before while this one queued."""
@@ -307,52 +318,38 @@ class Driver:
             health=house.health(),
             retries=house.retries,
             model_timeout_ns=int(house.model_timeouts.total_seconds * SECOND),
+            places=house.tools,
+            kin=house.kin,
             cancel_grace_ns=int(house.limits.cancel_grace_seconds * SECOND),
-            is_draining=self._is_draining,
+            is_draining=self._holds_back,
             acknowledged=frozenset(self._acknowledged),
         )
 
-    async def _commit(self, payloads: list[Payload], after: Run, now_ns: int) -> None:
-        """Make the decision durable. A full disk is waited for: what came of effects is kept until then."""
+    @property
+    def _holds_back(self) -> bool:
+        """Whether nothing new is to begin: the daemon stops, or the disk is full."""
+        return self._is_draining or self._house.log.store.is_degraded
+
+    async def _commit(self, payloads: list[Payload], after: Run, now_ns: int, *, is_asked: bool = False) -> bool:
+        """Make the decision durable. False: the disk is full, and it was asked for. Else space is waited for."""
         house = self._house
         stamp = (house.ids, now_ns, self._birth.trace_id)
         prepared = prepare(self._before, after, payloads, stamp, _NO_EXTRAS)
         # Before the commit: its watchers are woken before this task is.
-        self._move_deltas(payloads, after)
-        while True:
-            outcome = await house.log.commit(prepared.append)
-            if isinstance(outcome, Committed):
-                break
-            if isinstance(outcome, Full):
-                logger.warning("disk full", run_id=self.run.id)
-                await asyncio.sleep(house.limits.full_retry_seconds)
-                continue
+        mark = self.deltas.mark()
+        self.deltas.follow(payloads, after)
+        outcome = await full_disk.commit(house, prepared.append, self._inbox, is_asked=is_asked)
+        if isinstance(outcome, Full):
+            self.deltas.go_back(mark)
+            return False
+        if not isinstance(outcome, Committed):
             logger.warning("run taken over", run_id=self.run.id, is_fenced=isinstance(outcome, Fenced))
             self.is_lost = True
             raise Lost(self.run.id)
         self.run = prepared.run
         self._before = Before(prepared.run, prepared.calls)
         self._is_released = isinstance(payloads[-1], RunReleased)
-
-    def _move_deltas(self, payloads: list[Payload], after: Run) -> None:
-        """Open and close stretches of deltas as the events of a commit say, by the sequences that they have or get.
-
-        A stretch closes with the first event of the commit, since frames do not split a commit.
-        """
-        first = after.head.sequence - len(payloads) + 1
-        for sequence, payload in enumerate(payloads, start=first):
-            kind = type(payload)
-            if kind is ModelRequested:
-                self.deltas.close(first)
-                self.deltas.open(payload.step, payload.attempt, sequence)
-            elif kind is ModelCompleted:
-                self.deltas.close(first)
-                if after.step.calls:
-                    self.deltas.open(payload.step, 0, sequence)
-            elif kind in (ModelFailed, ModelSuperseded):
-                self.deltas.close(first)
-        if after.is_ended:
-            self.deltas.close(first)
+        return True
 
     # --- effects ---
 
@@ -363,12 +360,12 @@ class Driver:
             for effect in [effect for effect in self._effects if effect not in wishes]:
                 self._stop(effect)
         for effect in wishes:
-            if effect not in self._effects and not (self._is_draining and isinstance(effect, CallModel | CallTool)):
+            if effect not in self._effects and not (self._holds_back and isinstance(effect, CallModel | CallTool)):
                 self._effects[effect] = self._perform(effect)
         self._set_alarm()
 
     def _perform(self, effect: Effect) -> asyncio.Task[None]:
-        task = Task(self.run, self._history, self.deltas, self.tell, self.acknowledge)
+        task = Task(self.run, self._history, self.deltas, self.tell, self.acknowledge, self._birth.trace_id)
         return self._spawn(self._performer.perform(effect, task))
 
     def _stop(self, effect: Effect) -> None:
@@ -386,8 +383,10 @@ class Driver:
         # While draining nothing would be decided about a run that works, so nothing wakes it.
         sleeps = self.run.is_ended or (self._is_draining and self.run.state == RunState.RUN_STATE_RUNNING)
         due_ns = 0 if sleeps else alarm_ns(self.run, grace_ns)
-        if due_ns:
-            delay = max(due_ns - self._house.clock.now_ns(), 0) / SECOND
+        delay = max(due_ns - self._house.clock.now_ns(), 0) / SECOND if due_ns else inf
+        if self._house.log.store.is_degraded and not self.run.is_ended:
+            delay = min(delay, self._house.limits.full_retry_seconds)
+        if delay < inf:
             self._alarm = asyncio.get_running_loop().call_later(delay, self._inbox.put, Wake())
 
 

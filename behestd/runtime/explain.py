@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from behest.v1.run_service_pb2 import ExplainRunResponse, RunObstacle
 from behest.v1.run_state_pb2 import RunState, WaitReason
-from behestd.core.state import TERMINAL, Call, Phase, Run
+from behestd.core.children import is_open as is_child_open
+from behestd.core.questions import is_open
+from behestd.core.state import TERMINAL, Call, Phase, Run, state_name
 from behestd.core.times import timestamp
 from behestd.log.store import RunRow
 from behestd.runtime.supervisor import Supervisor
@@ -34,6 +36,10 @@ def explain(row: RunRow, run: Run | None, supervisor: Supervisor) -> ExplainRunR
             kind = "no_owner" if problem is None else "unfit"
             response.obstacles.append(RunObstacle(kind=kind, subject=row.run_id, message=text))
         return response
+    return _explained(run, supervisor)
+
+
+def _explained(run: Run, supervisor: Supervisor) -> ExplainRunResponse:
     response = ExplainRunResponse(state=run.state)  # type: ignore[arg-type]
     if run.state == RunState.RUN_STATE_QUEUED:
         response.obstacles.extend(_queued(run, supervisor))
@@ -42,7 +48,8 @@ def explain(row: RunRow, run: Run | None, supervisor: Supervisor) -> ExplainRunR
         since = timestamp(run.life.cancel.since_ns) if run.life.cancel is not None else None
         text = "it is about to end, and waits for calls in flight"
         response.obstacles.append(RunObstacle(kind="cancelling", subject=run.id, message=text, since=since))
-    if run.life.wait is not None and run.life.wait.reason in _WAITS:
+    asks = any(is_open(call) for call in run.step.calls)
+    if run.life.wait is not None and run.life.wait.reason in _WAITS and not asks:
         kind, text = _WAITS[run.life.wait.reason]  # type: ignore[index]
         until = timestamp(run.life.wait.until_ns)
         response.obstacles.append(RunObstacle(kind=kind, subject=run.id, message=text, until=until))
@@ -56,14 +63,32 @@ def explain(row: RunRow, run: Run | None, supervisor: Supervisor) -> ExplainRunR
                 until=timestamp(attempt.deadline_ns),
             )
         )
-    response.obstacles.extend(_of_call(call) for call in run.step.calls if call.phase in _OF_CALL)
+    for call in run.step.calls:
+        if call.child is not None and is_child_open(call):
+            response.obstacles.extend(_of_child(run.created.namespace, call.child.child_run_id, supervisor))
+        elif call.phase in _OF_CALL:
+            response.obstacles.append(_of_call(call))
     return response
 
 
+def _of_child(namespace: str, run_id: str, supervisor: Supervisor) -> list[RunObstacle]:
+    """A child run that the run waits for, and behind it what that one waits for."""
+    driver = supervisor.driver(namespace, run_id)
+    if driver is None:
+        return [RunObstacle(kind="child_run", subject=run_id, message="its child run is not at work here")]
+    state = state_name(driver.run.state)
+    here = RunObstacle(kind="child_run", subject=run_id, message=f"its child run is {state}")
+    return [here, *_explained(driver.run, supervisor).obstacles]
+
+
 def _of_call(call: Call) -> RunObstacle:
-    kind, text = _OF_CALL[call.phase]
+    kind, text = ("input", "the user is asked a question") if is_open(call) else _OF_CALL[call.phase]
     until = timestamp(call.due_ns) if call.due_ns else None
-    return RunObstacle(kind=kind, subject=call.call.id, message=f"{text}: {call.call.name}", until=until)
+    obstacle = RunObstacle(kind=kind, subject=call.call.id, message=f"{text}: {call.call.name}", until=until)
+    if call.phase is Phase.ASKED and call.asked is not None:
+        obstacle.message += f", which rule {call.asked.rule} asks about"
+        obstacle.since.CopyFrom(timestamp(call.asked_ns))
+    return obstacle
 
 
 def _queued(run: Run, supervisor: Supervisor) -> list[RunObstacle]:

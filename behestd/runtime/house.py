@@ -12,6 +12,7 @@ from behestd.core.signals import Validate
 from behestd.log.log import Log
 from behestd.providers.catalog import Catalog as Models
 from behestd.providers.provider import ProviderTimeouts
+from behestd.runtime.children_live import Kin
 from behestd.runtime.clock import Clock, Ids, Rng
 from behestd.tools.catalog import Catalog as Tools
 
@@ -33,6 +34,14 @@ class Limits:
     queue_seconds: float = 900.0
     cancel_grace_seconds: float = 10.0
     sweep_seconds: float = 5.0
+    clean_seconds: float = 60.0
+    """Between two rounds of cleaning up."""
+    blob_grace_seconds: float = 86_400.0
+    """How old a blob is at least that is let go because nothing names it."""
+    reconnect_seconds: float = 30.0
+    """How long an attached server may be away before its tools are gone."""
+    attach_heartbeat_seconds: float = 10.0
+    """Longest silence on the stream of an attached server; three of them in a row end it."""
     full_retry_seconds: float = 1.0
     """Between two tries of a commit while the disk is full."""
     disconnect_grace_seconds: float = 5.0
@@ -59,3 +68,4 @@ class House:
     model_timeouts: ProviderTimeouts = field(default_factory=ProviderTimeouts)
     health: Callable[[], Health] = Health
     labels: Mapping[str, str] = field(default_factory=dict)
+    kin: Kin = field(default_factory=Kin)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from behestd.core.signals import Signal
@@ -55,14 +56,28 @@ class Inbox:
         """Take the oldest item. Raises IndexError when there is none."""
         return self._items.popleft()
 
+    def put_back(self, signals: Sequence[Signal]) -> None:
+        """Put signals that were taken back, before all others."""
+        self._items.extendleft(reversed(signals))
+
+    def take_commands(self) -> list[Command]:
+        """Take the commands out, and leave the signals."""
+        commands = [item for item in self._items if isinstance(item, Command)]
+        if commands:
+            self._items = deque(item for item in self._items if not isinstance(item, Command))
+        return commands
+
     def holds(self, kind: type) -> bool:
         """Whether a signal of a kind, not sent as a command, is there."""
         return any(isinstance(item, kind) for item in self._items)
 
     async def wait(self) -> None:
         """Wait until something is there."""
-        if self._items:
-            return
+        if not self._items:
+            await self.arrival()
+
+    async def arrival(self) -> None:
+        """Wait until something is put in, whatever is there already."""
         self._wake = asyncio.get_running_loop().create_future()
         try:
             await self._wake

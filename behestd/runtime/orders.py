@@ -7,7 +7,8 @@ depend on has changed, since most runs of an agent share one.
 from __future__ import annotations
 
 from collections import OrderedDict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from behest.v1.agent_pb2 import Agent
 from behest.v1.chat_service_pb2 import Chat
@@ -17,13 +18,15 @@ from behest.v1.model_pb2 import Model, Price
 from behest.v1.run_spec_pb2 import RunSpec
 from behest.v1.session_pb2 import Session
 from behest.v1.tool_pb2 import Tool
-from behestd.core.definition import Resolved, define, name
+from behestd.core.definition import FREE, Heritage, Resolved, define, limits_of, name
 from behestd.core.times import nanoseconds
 from behestd.errors import SessionNotFound, ToolNotFound, WrongState
 from behestd.log.store import SESSION_KIND
 from behestd.providers.catalog import check
 from behestd.runtime.agents import Agents
 from behestd.runtime.house import House
+from behestd.tools import subagent
+from behestd.tools.catalog import ToolNameTaken
 
 _REMEMBERED = 1024
 
@@ -52,8 +55,8 @@ class Orders:
         self._agents = agents
         self._pinned: OrderedDict[tuple[object, ...], Pinned] = OrderedDict()
 
-    async def in_session(self, namespace: str, spec: RunSpec) -> RunSpec:
-        """The spec with the agent of the session that it names, unless it names one.
+    async def in_session(self, namespace: str, spec: RunSpec) -> tuple[RunSpec, Heritage]:
+        """The spec with the agent of the session that it names, unless it names one, and the session's scope of tools.
 
         Raises SessionNotFound, SessionArchived.
         """
@@ -63,41 +66,54 @@ class Orders:
         session = Session.FromString(record.body)
         if session.is_archived:
             raise SessionArchived(session.id)
+        heritage = Heritage(scopes=(tuple(session.tools),)) if session.tools else FREE
         if spec.agent_id or not session.agent_id:
-            return spec
+            return spec, heritage
         settled = RunSpec()
         settled.CopyFrom(spec)
         settled.agent_id = session.agent_id
-        return settled
+        return settled, heritage
 
-    async def pin(self, namespace: str, spec: RunSpec) -> Pinned:
-        """Pin the definition that a spec asks for.
+    async def pin(self, namespace: str, spec: RunSpec, heritage: Heritage = FREE) -> Pinned:
+        """Pin the definition that a spec asks for, within what the run must keep to beside it.
 
-        Raises AgentNotFound, ModelNotFound, ToolNotFound, and PROVIDER_CAPABILITY_MISSING when the model cannot do what
-        the definition or the input needs.
+        Raises AgentNotFound, ModelNotFound, ToolNotFound, ToolNameTaken, and PROVIDER_CAPABILITY_MISSING when the model
+        cannot do what the definition or the input needs.
         """
         agent = await self._agents.resolve(namespace, spec.agent_id)
         house = self._house
+        if spec.tools:
+            heritage = replace(heritage, scopes=(*heritage.scopes, tuple(spec.tools)))
+        callable_agents = await self._sub_agents(namespace, agent, heritage) if agent.sub_agents else []
         models, tools = house.models.current, house.tools.snapshot(namespace)
-        key = (namespace, agent.id, agent.version, _overrides(spec), id(models), id(tools))
-        pinned = self._pinned.get(key)
+        versions = tuple((sub.id, sub.version) for sub in callable_agents)
+        key = (namespace, agent.id, agent.version, _overrides(spec), id(models), id(tools), heritage.scopes, versions)
+        pinned = self._pinned.get(key) if heritage.parent is None else None
         if pinned is None:
-            pinned = self._pin(namespace, spec, agent)
+            pinned = self._pin(namespace, spec, (agent, callable_agents), heritage)
+        if heritage.parent is None:
             self._pinned[key] = pinned
             if len(self._pinned) > _REMEMBERED:
                 self._pinned.popitem(last=False)
         self._check(pinned.definition, spec)
         return pinned
 
-    def _pin(self, namespace: str, spec: RunSpec, agent: Agent) -> Pinned:
+    async def _sub_agents(self, namespace: str, agent: Agent, heritage: Heritage) -> list[Agent]:
+        """The agents that a run may call: none where it is as deep as it may be. Raises AgentNotFound."""
+        if limits_of(agent, self._house.operator, heritage).max_depth < 1:
+            return []
+        return [await self._agents.resolve(namespace, agent_id) for agent_id in dict.fromkeys(agent.sub_agents)]
+
+    def _pin(self, namespace: str, spec: RunSpec, agents: tuple[Agent, Sequence[Agent]], heritage: Heritage) -> Pinned:
+        agent, _ = agents
         models = self._models(spec, agent)
         now_ns = self._house.clock.now_ns()
         resolved = Resolved(
             models=tuple(model.id for model in models),
             prices=tuple(price_at(model, now_ns) for model in models),
-            tools=self._tools(namespace, spec, agent),
+            tools=self._tools(namespace, spec, agents, heritage.scopes),
         )
-        definition = define(agent, spec, resolved, self._house.operator)
+        definition = define(agent, spec, resolved, self._house.operator, heritage)
         digest, data = name(definition)
         return Pinned(definition, digest, data)
 
@@ -107,16 +123,31 @@ class Orders:
         found = [current.resolve(name).model for name in names]
         return list({model.id: model for model in found}.values())
 
-    def _tools(self, namespace: str, spec: RunSpec, agent: Agent) -> tuple[Tool, ...]:
-        tools = self._house.tools.snapshot(namespace)
-        offered = tools.resolve(agent.tools)
-        if not spec.tools:
-            return offered
-        wanted = {tool.name for tool in tools.resolve(spec.tools)}
-        missing = wanted - {tool.name for tool in offered}
-        if missing:
-            raise ToolNotFound(min(missing))
-        return tuple(tool for tool in offered if tool.name in wanted)
+    def _tools(
+        self,
+        namespace: str,
+        spec: RunSpec,
+        agents: tuple[Agent, Sequence[Agent]],
+        scopes: Sequence[Sequence[str]],
+    ) -> tuple[Tool, ...]:
+        """The tools of an agent, and the agents that it may call, as far as they are in every scope."""
+        agent, callable_agents = agents
+        catalog = self._house.tools
+        tools = catalog.snapshot(namespace)
+        offered = {tool.name: tool for tool in tools.resolve(agent.tools)}
+        made = [subagent.tool_of(sub, catalog.configured(subagent.PREFIX + sub.id)) for sub in callable_agents]
+        for tool in made:
+            if tool.name in offered:
+                raise ToolNameTaken(tool.name, offered[tool.name].server_id)
+            offered[tool.name] = tool
+        if spec.tools:
+            named = {tool.name for tool in tools.resolve(name for name in spec.tools if name not in offered)}
+            # What an agent has not may be there for the agents that it calls.
+            missing = named - offered.keys() if not made else None
+            if missing:
+                raise ToolNotFound(min(missing))
+        chosen = (name for name in sorted(offered) if all(subagent.is_in(name, scope) for scope in scopes))
+        return tuple(offered[name] for name in chosen)
 
     def _check(self, definition: RunDefinition, spec: RunSpec) -> None:
         """Refuse what the model cannot do before anything is recorded."""

@@ -9,13 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
 from behest.v1.chat_service_pb2 import Chat
 from behest.v1.message_pb2 import Message
 from behest.v1.model_event_pb2 import FailureClass
-from behestd.core.signals import AskStatus, CallModel, CallTool, CancelTool, Effect, ModelBroke, ModelEnded, Signal
+from behestd.core.children import is_child
+from behestd.core.signals import (
+    AskStatus,
+    CallModel,
+    CallTool,
+    CancelTool,
+    ChildEnded,
+    Effect,
+    ModelBroke,
+    ModelEnded,
+    Signal,
+)
 from behestd.core.state import Run
 from behestd.core.times import SECOND
 from behestd.core.window import compose
@@ -40,18 +52,35 @@ class Task:
     deltas: Deltas
     tell: Callable[[Signal], None]
     acknowledge: Callable[[str], None]
+    trace_id: str = ""
+    """The trace that the run is part of. Empty: none."""
+
+
+class AgentCalls(Protocol):
+    """Performs calls of agents."""
+
+    async def call(self, effect: CallTool, task: Task) -> Signal | None:
+        """Make the call. None: nothing is to be told."""
+        ...
+
+    async def cancel(self, effect: CancelTool, run: Run) -> bool:
+        """Cancel what the call does: whether it was told."""
+        ...
 
 
 class Performer:
     """Performs the effects of all runs."""
 
-    __slots__ = ("_clock", "_models", "_timeouts", "_tools")
+    __slots__ = ("_agents", "_clock", "_models", "_timeouts", "_tools")
 
-    def __init__(self, models: Catalog, timeouts: ProviderTimeouts, clock: Clock, tools: ToolPerformer) -> None:
+    def __init__(
+        self, models: Catalog, timeouts: ProviderTimeouts, clock: Clock, tools: ToolPerformer, agents: AgentCalls
+    ) -> None:
         self._models = models
         self._timeouts = timeouts
         self._clock = clock
         self._tools = tools
+        self._agents = agents
 
     async def perform(self, effect: Effect, task: Task) -> None:
         """Perform one effect and tell its outcome; nothing is told of an effect that is cancelled."""
@@ -61,16 +90,33 @@ class Performer:
             logger.exception("effect failed by a fault", run_id=task.run.id)
 
     async def _perform(self, effect: Effect, task: Task) -> None:
+        state = task.run.call(effect.call_id) if isinstance(effect, CallTool | CancelTool) else None
+        is_agent = state is not None and is_child(state)
         match effect:
+            case CallTool() if is_agent:
+                signal = await self._call_agent(effect, task)
+                if signal is not None:
+                    task.tell(signal)
+            case CancelTool() if is_agent:
+                if await self._agents.cancel(effect, task.run):
+                    task.acknowledge(effect.call_id)
             case CallModel():
                 task.tell(await self._call_model(effect, task))
             case CallTool():
-                task.tell(await self._tools.call(effect, task.run, task.deltas))
+                task.tell(await self._tools.call(effect, task.run, task.deltas, task.trace_id))
             case CancelTool():
                 if await self._tools.cancel(effect, task.run):
                     task.acknowledge(effect.call_id)
             case AskStatus():
                 task.tell(await self._tools.ask_status(effect, task.run))
+
+    async def _call_agent(self, effect: CallTool, task: Task) -> Signal | None:
+        try:
+            return await self._agents.call(effect, task)
+        except Exception:
+            logger.exception("call of an agent failed by a fault", run_id=task.run.id)
+            text = "a fault of the daemon"
+            return ChildEnded(effect.call_id, effect.attempt, 0, reason="RUNTIME_INTERNAL", message=text)
 
     async def _call_model(self, effect: CallModel, task: Task) -> Signal:
         try:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from behest.v1.definition_pb2 import RunDefinition
 from behest.v1.event_pb2 import Event
 from behest.v1.message_pb2 import Message
+from behest.v1.run_pb2 import Run as RunMessage
 from behest.v1.tool_call_pb2 import ToolCallRecord
+from behestd.core.report import report_whole
 from behestd.core.run import evolve, rooted
 from behestd.core.state import Run
+from behestd.core.step import message_id
 from behestd.errors import LogCorrupt, OutOfRange, RunNotFound, WatchCompacted
 from behestd.log import call_records, frames, views
 from behestd.log.store import RunRow, Store
@@ -33,6 +36,7 @@ async def read_run(store: Store, row: RunRow, upto: int = 0) -> Before:
         raise WatchCompacted(row.first_sequence)
     run: Run | None = None
     calls: dict[str, ToolCallRecord] = {}
+    trace_id = ""
     after, end = 0, upto or row.last_sequence
     while after < end:
         page = await store.chunks(row.namespace, row.run_id, after, _PAGE_BYTES)
@@ -44,6 +48,7 @@ async def read_run(store: Store, row: RunRow, upto: int = 0) -> Before:
                 break
             before = run
             if before is None:
+                trace_id = event.trace_id
                 run = rooted(row.run_id, event, data, await _definition(store, row.run_id, event))
             else:
                 run = evolve(before, event, data)
@@ -54,7 +59,7 @@ async def read_run(store: Store, row: RunRow, upto: int = 0) -> Before:
     if run is None:
         raise RunNotFound(row.run_id)
     open_calls = {call.call.id for call in run.step.calls}
-    return Before(run, {call_id: record for call_id, record in calls.items() if call_id in open_calls})
+    return Before(run, {call_id: record for call_id, record in calls.items() if call_id in open_calls}, trace_id)
 
 
 async def _definition(store: Store, run_id: str, event: Event) -> RunDefinition:
@@ -73,6 +78,24 @@ async def run_at(store: Store, row: RunRow, sequence: int) -> Run:
     before = await read_run(store, row, sequence)
     assert before.run is not None
     return before.run
+
+
+async def shown(store: Store, run: Run) -> RunMessage:
+    """Make what clients see of a run in this state: its messages are those stored, as many as it had then.
+
+    A message that is not stored yet, as of a run that queues, was committed with the run.
+    """
+    report = report_whole(run)
+    count = len(report.messages)
+    stored = await store.entries(run.created.namespace, views.MESSAGE, run_id=run.id, limit=count) if count else []
+    for index, message in enumerate(report.messages):
+        if index < len(stored):
+            message.ParseFromString(stored[index].body)
+        else:
+            message.id = message.id or message_id(run, index)
+            message.run_id = run.id
+            message.create_time.CopyFrom(report.create_time)
+    return report
 
 
 async def history_of(store: Store, namespace: str, session_id: str, session_index: int, limit: int) -> list[Message]:

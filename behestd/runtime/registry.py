@@ -1,109 +1,79 @@
-"""The registry of servers: durable registrations, dialled again at each start and whenever the connection is lost.
+"""The registry of servers: durable registrations of those that are dialled and of those that attach themselves.
 
-Above: RegistryService, and the daemon, which loads it before runs are recovered, so that what they pinned is there.
-Below: records of the store, the tools' catalog and `dialled`. Servers of the configuration are registered likewise,
-cannot be changed by calls, and have their names before all others. A registration takes effect wholly or not at all.
+Above: RegistryService, `attached_streams`, and the daemon, which loads it before runs are recovered, so that what they
+pinned is there. Below: records of the store, the tools' catalog, `dialled` and `attached`. Servers of the configuration
+are registered likewise, cannot be changed by calls, and have their names before all others. A registration takes effect
+wholly or not at all.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence, Set
 from hashlib import sha256
 
 import structlog
 
-from behest.v1.server_pb2 import Server, ServerTls
+from behest.v1.registry_service_pb2 import AttachHello
+from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer
 from behest.v1.tool_pb2 import Tool
 from behest.v1.tool_service_pb2 import ListToolsResponse
 from behestd.core.times import timestamp
 from behestd.errors import (
-    AlreadyExists,
     BehestError,
+    Draining,
     Exhausted,
     Forbidden,
     Internal,
-    InvalidRequest,
-    NotFound,
+    ServerNotFound,
     StorageFull,
     WrongState,
 )
 from behestd.log.store import Change, Delete, Full, Put, Record
-from behestd.runtime.dialled import CONNECT_SECONDS, Dialled
+from behestd.runtime.attached import Attached
+from behestd.runtime.dialled import CONNECT_SECONDS, Dialled, Dialling
 from behestd.runtime.house import House
-from behestd.tools.endpoint import Rules, target
-from behestd.tools.remote import RemoteServer
-from behestd.tools.remote_channel import NO_TOKEN, Link, Tls
+from behestd.runtime.registration import (
+    Owner,
+    Registered,
+    ServerNameTaken,
+    asked_of,
+    check_owner,
+    kept_of,
+    may_replace,
+)
+from behestd.tools.attached import AttachedServer
 from behestd.tools.tool import ToolFailure
 
 logger = structlog.get_logger(__name__)
 
 KIND = "server"
 TOOLS_KIND = "server_tools"
-"""Records by name of the server: its registration, and the tools that it listed last."""
+"""Records by name of the server: its registration, and the tools that it listed last, or its last hello."""
 MAX_SERVERS = 1_000
 """Most servers of a namespace."""
 CONFIGURED_NAMESPACE = "default"
 _ALL = 1_000_000
-_CONFIGURED = Rules(allow_loopback=True, allow_unix=True)
-_OUTPUT_ONLY = (
-    "id",
-    "configured",
-    "state",
-    "error",
-    "tool_names",
-    "model_ids",
-    "principal",
-    "create_time",
-    "update_time",
-    "seen_time",
-)
+_ATTACHED = ServerConnection.SERVER_CONNECTION_ATTACHED
 
 
-class ServerNotFound(NotFound):
-    """Raised when there is no such server."""
-
-    def __init__(self, server_id: str) -> None:
-        super().__init__("TOOL_SERVER_NOT_FOUND", f"server {server_id} not found", serverId=server_id)
-
-
-class ServerNameTaken(AlreadyExists):
-    """Raised when a name has another registration, or is not the caller's."""
-
-    def __init__(self, name: str, why: str) -> None:
-        super().__init__("TOOL_SERVER_NAME_TAKEN", f"server name {name} {why}", name=name)
-
-
-@dataclass(frozen=True, slots=True)
-class Dialling:
-    """How servers are reached. `secrets` gives the text that a reference names; it raises LookupError or ValueError."""
-
-    secrets: Callable[[str], str]
-    rules: Rules = field(default_factory=Rules)
-    """Which addresses callers may register."""
-    configured: Sequence[Server] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Owner:
-    """Who changes registrations."""
-
-    principal: str
-    is_admin: bool
+CameBack = Callable[[str, str, Set[str]], None]
+"""Gets namespace, id of a server and keys."""
 
 
 class Registry:
     """All registrations. `load`, then `run` for as long as the daemon lives; everything else while that goes on."""
 
-    def __init__(self, house: House, dialling: Dialling) -> None:
+    def __init__(self, house: House, dialling: Dialling, came_back: CameBack) -> None:
+        """`came_back` hears of each server that attaches, and of the keys of calls that it holds."""
+        self.came_back = came_back
         self._house = house
         self._dialling = dialling
-        self._servers: dict[str, dict[str, Dialled]] = {}
+        self._servers: dict[str, dict[str, Registered]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._keepers: dict[Dialled, asyncio.Task[None]] = {}
         self._closing = asyncio.Event()
+        self._is_draining = False
         # A registration waits for its server in the middle, and no other one may come between. An owner with an inbox
         # would be the same lock with a queue.
         self._lock = asyncio.Lock()
@@ -113,7 +83,7 @@ class Registry:
     async def load(self) -> None:
         """Take up what is configured and what is recorded, with the tools last known. Nothing is dialled yet."""
         for server in self._dialling.configured:
-            made = _registration(server)
+            made = asked_of(server)
             made.configured = True
             made.id = "srv_" + sha256(f"{CONFIGURED_NAMESPACE}\0{server.name}".encode()).hexdigest()[:32]
             await self._load(CONFIGURED_NAMESPACE, made)
@@ -126,15 +96,35 @@ class Registry:
 
     async def _load(self, namespace: str, server: Server) -> None:
         record = await self._house.log.store.record(namespace, TOOLS_KIND, server.name, 0)
-        tools = ListToolsResponse.FromString(record.body).tools if record is not None else ()
+        body = record.body if record is not None else b""
+        attached = server.connection == _ATTACHED
+        made = self._attached(namespace, server, body) if attached else self._dialled(namespace, server, body)
+        self._servers.setdefault(namespace, {})[server.name] = made
+
+    def _dialled(self, namespace: str, server: Server, body: bytes) -> Dialled:
+        """Take up a dialled server, with the tools that it listed last."""
+        tools = ListToolsResponse.FromString(body).tools
         try:
-            made = Dialled(namespace, server, self._dial(server), tools)
+            made = Dialled(namespace, server, self._dialling.dial(server, self._house.tools.validators), tools)
             self._offer(made, tools)
         except BehestError as error:
             logger.warning("server not taken up", server=server.name, reason=error.reason)
             made = Dialled(namespace, server, None, tools)
             made.disconnect(error)
-        self._servers.setdefault(namespace, {})[server.name] = made
+        return made
+
+    def _attached(self, namespace: str, server: Server, body: bytes = b"") -> Attached:
+        """Make an attached server, with what it said last; one that said something has the window to come back."""
+        remote = AttachedServer(self._house.tools.validators, self._house.limits.reconnect_seconds)
+        made = Attached(namespace, server, remote, self._delist)
+        if body:
+            made.remember(body)
+            try:
+                self._offer(made, made.tools)
+            except BehestError as error:
+                logger.warning("tools of a server not taken up", server=server.name, reason=error.reason)
+                made.error = error
+        return made
 
     async def run(self) -> None:
         """Keep all servers connected until `close`, then let them go."""
@@ -146,24 +136,36 @@ class Registry:
             for keeper in self._keepers.values():
                 keeper.cancel()
         for server in self._all():
-            if server.remote is not None:
-                await server.remote.close()
+            await server.close()
 
     async def settled(self, seconds: float) -> None:
-        """Wait until every server was reached or was not, but not longer than that."""
+        """Wait until every server was reached or was not, but not longer than that.
+
+        From then on attached servers can come back, and their windows are open.
+        """
         try:
             async with asyncio.timeout(seconds):
                 for server in list(self._all()):
                     await server.tried.wait()
         except TimeoutError:
             logger.warning("some servers are not reached yet")
+        for server in self._all():
+            if isinstance(server, Attached):
+                server.open_window(self._house.limits.reconnect_seconds)
+
+    def drain(self) -> None:
+        """Attach no more servers, and send no more calls to those that are attached. Idempotent."""
+        self._is_draining = True
+        for server in self._all():
+            if isinstance(server, Attached):
+                server.drain()
 
     def close(self) -> None:
         """Let the servers go. Idempotent."""
         self._closing.set()
 
-    def _keep(self, server: Dialled) -> None:
-        if server.remote is not None and self._tasks is not None:
+    def _keep(self, server: Registered) -> None:
+        if isinstance(server, Dialled) and server.remote is not None and self._tasks is not None:
             self._keepers[server] = self._tasks.create_task(self._keep_going(server))
 
     async def _keep_going(self, server: Dialled) -> None:
@@ -174,12 +176,12 @@ class Registry:
             logger.exception("server not kept, by a fault", server=server.name)
             server.disconnect(Internal("RUNTIME_INTERNAL", "a fault of the daemon; its log says more"))
 
-    def _all(self) -> Iterator[Dialled]:
+    def _all(self) -> Iterator[Registered]:
         return (server for servers in self._servers.values() for server in servers.values())
 
     # --- finding ---
 
-    def find(self, namespace: str, server_id: str) -> Dialled:
+    def find(self, namespace: str, server_id: str) -> Registered:
         """The server of that id. Raises ServerNotFound."""
         for server in self._servers.get(namespace, {}).values():
             if server.registration.id == server_id:
@@ -190,30 +192,27 @@ class Registry:
         """The names of all servers, ascending."""
         return sorted(self._servers.get(namespace, {}))
 
-    def named(self, namespace: str, name: str) -> Dialled | None:
+    def named(self, namespace: str, name: str) -> Registered | None:
         """The server of that name."""
         return self._servers.get(namespace, {}).get(name)
 
     # --- changing ---
 
-    async def register(self, namespace: str, wanted: Server, owner: Owner, *, replace: bool) -> tuple[Dialled, bool]:
+    async def register(self, namespace: str, wanted: Server, owner: Owner, *, replace: bool) -> tuple[Registered, bool]:
         """Register a server, durably, and reach it if possible. Whether the same registration was there already.
 
         Raises ServerNameTaken, EndpointRefused, InvalidRequest and ToolNameTaken of its tools, Exhausted, StorageFull.
         """
         async with self._lock:
             old = self.named(namespace, wanted.name)
-            asked = _registration(wanted)
-            if old is not None and _may_replace(old, asked, owner, replace):
+            asked = asked_of(wanted)
+            if old is not None and may_replace(old, asked, owner, replace):
                 return old, True
-            if old is None and len(self._servers.get(namespace, {})) >= MAX_SERVERS:
-                raise Exhausted("RUNTIME_OVERLOADED", f"there are {MAX_SERVERS} servers", limit=MAX_SERVERS)
-            now = timestamp(self._house.clock.now_ns())
-            asked.id = old.registration.id if old is not None else self._house.ids.make("srv")
-            asked.principal = owner.principal
-            asked.create_time.CopyFrom(old.registration.create_time if old is not None else now)
-            asked.update_time.CopyFrom(now)
-            made = Dialled(namespace, asked, self._dial(asked), old.tools if old is not None else ())
+            self._stamp(namespace, asked, old, owner)
+            if asked.connection == _ATTACHED:
+                return await self._register_attached(namespace, asked, old), False
+            remote = self._dialling.dial(asked, self._house.tools.validators)
+            made = Dialled(namespace, asked, remote, old.tools if old is not None else ())
             try:
                 await self._reach(made)
                 await self._record(made)
@@ -226,6 +225,69 @@ class Registry:
                 self._let_go(old)
             self._keep(made)
             return made, False
+
+    async def _register_attached(self, namespace: str, asked: Server, old: Registered | None) -> Attached:
+        """Register a server that attaches itself; one that is attached goes on under its new registration."""
+        if not isinstance(old, Attached):
+            made = self._attached(namespace, asked)
+            await self._record(made)
+            self._servers.setdefault(namespace, {})[made.name] = made
+            if old is not None:
+                self._house.tools.unregister_server(namespace, asked.id)
+                self._let_go(old)
+            return made
+        before, old.registration = old.registration, asked
+        try:
+            if old.tool_names:
+                self._offer(old, old.tools)
+            await self._record(old)
+        except BaseException:
+            old.registration = before
+            self._take_back(old, old)
+            raise
+        return old
+
+    async def attach(self, namespace: str, hello: AttachHello, owner: Owner) -> Attached:
+        """Register a server by its hello, if it is not, and put what it serves in place of what it served before.
+
+        Raises Draining, ServerNameTaken, InvalidRequest and ToolNameTaken of its tools, Exhausted, StorageFull.
+        """
+        async with self._lock:
+            if self._is_draining:
+                raise Draining
+            old = self.named(namespace, hello.server_name)
+            if old is None:
+                offers = (ServerOffer.SERVER_OFFER_TOOLS,)
+                asked = Server(name=hello.server_name, connection=_ATTACHED, offers=offers)
+                self._stamp(namespace, asked, None, owner)
+                server = self._attached(namespace, asked)
+            elif isinstance(old, Attached):
+                check_owner(old, owner)
+                server = old
+            else:
+                raise ServerNameTaken(old.name, "is that of a server that is dialled")
+            before, server.hello = server.hello, kept_of(hello)
+            try:
+                if before != server.hello or not server.tool_names:
+                    self._offer(server, server.tools)
+                if old is None or before != server.hello:
+                    await self._record(server)
+            except BaseException:
+                server.hello = before
+                self._take_back(server, old)
+                raise
+            self._servers.setdefault(namespace, {})[server.name] = server
+            return server
+
+    def _stamp(self, namespace: str, asked: Server, old: Registered | None, owner: Owner) -> None:
+        """Write into a registration what the daemon says of it. Raises Exhausted."""
+        if old is None and len(self._servers.get(namespace, {})) >= MAX_SERVERS:
+            raise Exhausted("RUNTIME_OVERLOADED", f"there are {MAX_SERVERS} servers", limit=MAX_SERVERS)
+        now = timestamp(self._house.clock.now_ns())
+        asked.id = old.registration.id if old is not None else self._house.ids.make("srv")
+        asked.principal = owner.principal
+        asked.create_time.CopyFrom(old.registration.create_time if old is not None else now)
+        asked.update_time.CopyFrom(now)
 
     async def unregister(self, namespace: str, server_id: str, owner: Owner) -> None:
         """Remove a registration. No error when there is none. Raises WrongState for a configured one, Forbidden."""
@@ -267,84 +329,48 @@ class Registry:
                 return
             self._offer(server, tools)
             if not is_known:
-                await self._commit(Change(puts=(_tools_put(server),)))
+                await self._commit(Change(puts=(self._tools_put(server),)))
 
-    def _offer(self, server: Dialled, tools: Sequence[Tool]) -> None:
+    def _offer(self, server: Registered, tools: Sequence[Tool]) -> None:
         """Put a server's tools into the catalog, all or none. Raises InvalidRequest and ToolNameTaken."""
         assert server.remote is not None
-        made = self._house.tools.register_server(server.namespace, server.registration, tools, server.remote.bind)
-        server.tools = tuple(tools)
+        bind, catalog = server.remote.bind, self._house.tools
+        made = catalog.register_server(server.namespace, server.offered(), tools, bind, server.standing)
+        if isinstance(server, Dialled):
+            server.tools = tuple(tools)
         server.tool_names = tuple(tool.name for tool in made)
 
-    def _take_back(self, made: Dialled, old: Dialled | None) -> None:
+    def _delist(self, server: Attached) -> None:
+        """List the tools of a server no more that did not come back."""
+        if self.named(server.namespace, server.name) is server:
+            self._house.tools.unregister_server(server.namespace, server.registration.id)
+            server.tool_names = ()
+
+    def _take_back(self, made: Registered, old: Registered | None) -> None:
         """Make the catalog what it was before a registration that came to nothing."""
         if old is None or old.remote is None or not old.tool_names:
             self._house.tools.unregister_server(made.namespace, made.registration.id)
         else:
             self._offer(old, old.tools)
 
-    def _let_go(self, server: Dialled) -> None:
+    def _let_go(self, server: Registered) -> None:
         """Stop keeping a server that is registered no more; its calls in flight may end."""
-        keeper = self._keepers.pop(server, None)
+        keeper = self._keepers.pop(server, None) if isinstance(server, Dialled) else None
         if keeper is not None:
             keeper.cancel()
         if self._tasks is not None and server.remote is not None:
             self._tasks.create_task(server.retire(self._closing))
 
-    def _dial(self, server: Server) -> RemoteServer:
-        """Make the connection of a server. Raises EndpointRefused, and InvalidRequest for secrets of TLS."""
-        rules = _CONFIGURED if server.configured else self._dialling.rules
-        has_tls = server.HasField("tls")
-        link = Link(
-            server_id=server.id,
-            target=target(server.address, rules, has_tls=has_tls),
-            tls=self._tls(server.tls) if has_tls else None,
-            token=partial(self._dialling.secrets, server.token_ref) if server.token_ref else NO_TOKEN,
-        )
-        return RemoteServer(link, self._house.tools.validators)
+    async def _record(self, server: Registered) -> None:
+        puts = [self._tools_put(server)]
+        if not server.registration.configured:
+            body = server.registration.SerializeToString()
+            puts.append(Put(Record(server.namespace, KIND, server.name, body)))
+        await self._commit(Change(puts=tuple(puts)))
 
-    def _tls(self, tls: ServerTls) -> Tls:
-        material: dict[str, bytes] = {}
-        for field_name in ("ca_ref", "certificate_ref", "key_ref"):
-            reference = getattr(tls, field_name)
-            try:
-                material[field_name] = self._dialling.secrets(reference).encode() if reference else b""
-            except (LookupError, OSError, ValueError):
-                raise InvalidRequest(f"tls.{field_name}", "names nothing that can be read") from None
-        return Tls(material["ca_ref"], material["certificate_ref"], material["key_ref"], tls.server_name)
-
-    async def _record(self, server: Dialled) -> None:
-        body = server.registration.SerializeToString()
-        put = Put(Record(server.namespace, KIND, server.name, body))
-        await self._commit(Change(puts=(put, _tools_put(server))))
+    def _tools_put(self, server: Registered) -> Put:
+        return Put(Record(server.namespace, TOOLS_KIND, server.name, server.listed()))
 
     async def _commit(self, change: Change) -> None:
         if isinstance(await self._house.log.commit(change), Full):
             raise StorageFull
-
-
-def _registration(server: Server) -> Server:
-    """What a caller says of a server, without what is the daemon's to say."""
-    made = Server()
-    made.CopyFrom(server)
-    for name in _OUTPUT_ONLY:
-        made.ClearField(name)  # type: ignore[arg-type]  # a name of a field, as above
-    return made
-
-
-def _may_replace(old: Dialled, asked: Server, owner: Owner, replace: bool) -> bool:
-    """Whether nothing is to be done, since the same is registered. Raises ServerNameTaken."""
-    if old.registration.configured:
-        raise ServerNameTaken(old.name, "is in the configuration")
-    if not owner.is_admin and old.registration.principal != owner.principal:
-        raise ServerNameTaken(old.name, "is another principal's")
-    if _registration(old.registration) == asked:
-        return True
-    if not replace:
-        raise ServerNameTaken(old.name, "has another registration; replace it")
-    return False
-
-
-def _tools_put(server: Dialled) -> Put:
-    body = ListToolsResponse(tools=server.tools).SerializeToString()
-    return Put(Record(server.namespace, TOOLS_KIND, server.name, body))

@@ -15,9 +15,8 @@ import structlog
 
 from behest.v1.message_pb2 import Message
 from behest.v1.run_state_pb2 import CancelCause, CancelMode, RunState, SessionPolicy
-from behestd.core.signals import Cancel, Given, Signal
+from behestd.core.signals import Cancel, Signal
 from behestd.core.state import Run
-from behestd.core.times import SECOND
 from behestd.errors import (
     BehestError,
     Draining,
@@ -41,6 +40,7 @@ from behestd.log.store import (
 )
 from behestd.runtime.adoption import Adoption, interrupt
 from behestd.runtime.birth import Order, conceive
+from behestd.runtime.children_orphans import cancel_orphans, forsake
 from behestd.runtime.draining import wind_down
 from behestd.runtime.driver import Birth, Driver, Lost
 from behestd.runtime.gate import Gates, Key, Session
@@ -83,8 +83,7 @@ class Supervisor:
         """Recover what an earlier daemon left, say ready, and supervise until `drain` is over."""
         async with asyncio.TaskGroup() as tasks:
             self._tasks = tasks
-            await self._adoption.adopt_all()
-            self._start_free()
+            await self._sweep()
             ready()
             while not self._is_draining:
                 self._changed.clear()
@@ -92,12 +91,18 @@ class Supervisor:
                     async with asyncio.timeout(self._house.limits.sweep_seconds):
                         await self._changed.wait()
                 except TimeoutError:
-                    await self._adoption.adopt_all()
-                    self._start_free()
+                    await self._sweep()
+
+    async def _sweep(self) -> None:
+        """Take up what nobody drives, start what may start, and end what nobody waits for any more."""
+        await self._adoption.adopt_all()
+        self._start_free()
+        await cancel_orphans(self._house, self._drivers)
 
     async def drain(self, seconds: float) -> int:
         """Begin nothing new, wait for what is in flight, then let go of every run. Gives how many were let go."""
         self._is_draining = True
+        self._house.kin.drain()
         self._changed.set()
         return await wind_down(self._drivers, self._quiet, seconds)
 
@@ -157,7 +162,9 @@ class Supervisor:
         """Take the session's gate or a place in its queue, and begin the run."""
         if self._is_draining:
             raise Draining
-        if len(self._drivers) >= self._house.limits.active_runs + self._house.limits.queued_runs:
+        # A child run goes on with work that was accepted: it is not shed, and its parent holds a place while it waits.
+        is_full = len(self._drivers) >= self._house.limits.active_runs + self._house.limits.queued_runs
+        if is_full and order.parent is None:
             raise Overloaded("queued runs", self._house.limits.queued_runs)
         session = (order.namespace, order.session_id)
         gate = await self._gate(order)
@@ -191,7 +198,7 @@ class Supervisor:
         limits = self._house.limits
         if not gate.active:
             gate.active = order.run_id
-            return self._gates.has_room
+            return self._gates.has_room or order.parent is not None
         if order.policy == SessionPolicy.SESSION_POLICY_REJECT:
             raise SessionBusy(order.session_id, gate.active)
         if len(gate.queue) >= limits.session_queue:
@@ -216,21 +223,7 @@ class Supervisor:
         if not order.is_new_session:
             limit = house.limits.history_messages
             history = tuple(await history_of(house.log.store, order.namespace, order.session_id, 0, limit))
-        return conceive(order, house, self._given(history), gate.last_index + 1 if starts else 0)
-
-    def _given(self, history: tuple[Message, ...]) -> Given:
-        """What a decision outside a driver may use."""
-        house = self._house
-        return Given(
-            now_ns=house.clock.now_ns(),
-            random=house.rng.random(),
-            replica=house.replica,
-            validate=house.validate,
-            history=history,
-            health=house.health(),
-            retries=house.retries,
-            model_timeout_ns=int(house.model_timeouts.total_seconds * SECOND),
-        )
+        return conceive(order, house, history, gate.last_index + 1 if starts else 0)
 
     async def _refused(self, order: Order, outcome: Outcome) -> Created:
         if isinstance(outcome, Full):
@@ -263,6 +256,7 @@ class Supervisor:
         if key in self._drivers:
             raise RunIdTaken(birth.run.id)
         self._drivers[key] = driver
+        self._house.kin.saw(birth.run)
         self._tasks.create_task(self._drive(key, driver))
         return driver
 
@@ -288,6 +282,7 @@ class Supervisor:
     def _end(self, key: Key, driver: Driver) -> None:
         """Forget a driver, and let the next run in."""
         del self._drivers[key]
+        self._house.kin.gone(driver.run)
         self._quiet.set()
         session = (key[0], driver.run.created.session_id)
         if not driver.is_born:
@@ -295,6 +290,8 @@ class Supervisor:
             self._drop_place(session, key[1])
             return
         self._gates.rest(key)
+        if driver.run.is_ended:
+            forsake(self._house, self._drivers, driver.run)
         if driver.run.is_ended or driver.is_lost:
             self._gates.leave_line(key)
             self._gates.count(session, driver.run.life.session_index)
@@ -304,6 +301,7 @@ class Supervisor:
 
     def _on_turn(self, driver: Driver) -> None:
         key = (driver.run.created.namespace, driver.run.id)
+        self._house.kin.saw(driver.run)
         if driver.run.state in _WORKING:
             self._gates.work(key)
         else:

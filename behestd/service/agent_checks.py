@@ -20,6 +20,7 @@ from behestd.service.validate import (
     max_items,
     required,
 )
+from behestd.tools.subagent import MAX_ID
 
 OUTPUT_ONLY = frozenset({"id", "version", "create_time", "update_time"})
 CHANGEABLE = frozenset(field.name for field in Agent.DESCRIPTOR.fields) - OUTPUT_ONLY
@@ -28,6 +29,7 @@ _MAX_DESCRIPTION_BYTES = 4 * 1024
 _MAX_INSTRUCTIONS_BYTES = 256 * 1024
 _MAX_FALLBACKS = 8
 _MAX_TOOLS = 256
+_MAX_SUB_AGENTS = 64
 _MAX_RULES = 256
 _MAX_ARGUMENTS = 32
 _MAX_PATTERN_BYTES = 1024
@@ -40,6 +42,7 @@ _AT_LEAST_ONE = (
     "tool_output_bytes",
     "max_events",
     "max_log_bytes",
+    "max_parallel_children",
 )
 
 
@@ -65,7 +68,10 @@ class AgentInUse(WrongState):
 
 
 def check_agent(agent: Agent, models: Snapshot) -> None:
-    """Check a definition but for its output-only fields. What it names must be there, but for tools: they may come."""
+    """Check a definition but for its output-only fields.
+
+    What it names must be there, but for tools and agents: they may come.
+    """
     if len(agent.display_name) > _MAX_DISPLAY_NAME:
         problem = f"has {len(agent.display_name)} characters, at most {_MAX_DISPLAY_NAME} are allowed"
         raise InvalidRequest("agent.display_name", problem)
@@ -76,6 +82,9 @@ def check_agent(agent: Agent, models: Snapshot) -> None:
     max_items("agent.tools", agent.tools, _MAX_TOOLS)
     for index, pattern in enumerate(agent.tools):
         _check_pattern(f"agent.tools[{index}]", pattern)
+    max_items("agent.sub_agents", agent.sub_agents, _MAX_SUB_AGENTS)
+    for index, agent_id in enumerate(agent.sub_agents):
+        _check_sub_agent(f"agent.sub_agents[{index}]", agent_id)
     max_items("agent.permissions", agent.permissions, _MAX_RULES)
     for index, rule in enumerate(agent.permissions):
         _check_rule(f"agent.permissions[{index}]", rule)
@@ -112,6 +121,12 @@ def _check_models(agent: Agent, models: Snapshot) -> None:
 def _check_pattern(field: str, pattern: str) -> None:
     if not _PATTERN.fullmatch(pattern):
         raise InvalidRequest(field, "must be the name of a tool or a glob, 1 to 64 of A-Z a-z 0-9 _ - * ? [ ] !")
+
+
+def _check_sub_agent(field: str, agent_id: str) -> None:
+    identifier(field, agent_id)
+    if len(agent_id) > MAX_ID:
+        raise InvalidRequest(field, f"has {len(agent_id)} characters, at most {MAX_ID} are allowed")
 
 
 def _check_rule(field: str, rule: PermissionRule) -> None:

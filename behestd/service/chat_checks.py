@@ -1,6 +1,7 @@
 """Checks of what a model is asked: sampling, tool choice, form of the answer, and whole conversations.
 
-Above: the handlers of ChatService. Below: `validate`. Each refusal names its field by the path that the caller knows.
+Above: the handlers of ChatService, and the checks of runs and agents. Below: `validate`. Each refusal names its field
+by the path that the caller knows.
 """
 
 from __future__ import annotations
@@ -109,8 +110,7 @@ def check_part(path: str, part: Part) -> None:
     """Check what a part holds. Artifacts are not looked up for single calls, so none may be named."""
     kind = one_of(part, "kind", path)
     if kind == "json":
-        required(f"{path}.json.json", part.json.json)
-        json_value(f"{path}.json.json", part.json.json)
+        check_json(path, part)
     elif kind in ("image", "audio", "file"):
         if one_of(getattr(part, kind), "source", f"{path}.{kind}") == "artifact_id":
             raise InvalidRequest(f"{path}.{kind}.artifact_id", "artifacts are taken in runs only")
@@ -125,6 +125,12 @@ def check_part(path: str, part: Part) -> None:
             if one_of(inner, "kind", where) in _SPOKEN_BY:
                 raise InvalidRequest(where, "is no part of a result")
             check_part(where, inner)
+
+
+def check_json(path: str, part: Part) -> None:
+    """Check the text of a JSON part."""
+    required(f"{path}.json.json", part.json.json)
+    json_value(f"{path}.json.json", part.json.json)
 
 
 def _check_pairs(messages: Sequence[Message]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from behestd.runtime.admission import Admission
 from behestd.runtime.agents import Agents
+from behestd.runtime.approvals import Approvals
 from behestd.runtime.artifacts import Artifacts
 from behestd.runtime.direct_calls import DirectCalls
 from behestd.runtime.house import House
@@ -15,6 +16,7 @@ from behestd.runtime.passthrough import Passthrough
 from behestd.runtime.registry import Registry
 from behestd.runtime.supervisor import Supervisor
 from behestd.service.agents import AgentDefinitions
+from behestd.service.approvals import ApprovalRequests
 from behestd.service.artifacts import ArtifactFiles
 from behestd.service.chat import Chats
 from behestd.service.daemon_info import Controls, DaemonInfo
@@ -52,8 +54,10 @@ class Parts:
 
 def handlers(parts: Parts) -> Mapping[str, Handler]:
     """The handlers of every service, by full method name."""
+    allows_own = parts.controls.is_local or parts.house.operator.own_approvals
     services = (
         AgentDefinitions(parts.house, parts.agents),
+        ApprovalRequests(Approvals(parts.house.log.store, parts.supervisor, allows_own=allows_own)),
         ArtifactFiles(parts.house, parts.artifacts),
         Chats(parts.passthrough),
         DaemonInfo(parts.house, parts.supervisor, parts.calls, parts.edge, parts.controls),
@@ -61,7 +65,7 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
         Events(parts.house.log, parts.watches),
         Models(parts.house),
         Runs(parts.house, parts.supervisor, parts.orders, parts.admission, parts.watches),
-        Servers(parts.registry),
+        Servers(parts.house, parts.registry, parts.edge),
         SessionData(parts.house),
         Sessions(parts.house, parts.supervisor, parts.agents, parts.artifacts),
         ToolCalls(parts.house.log.store, parts.supervisor),

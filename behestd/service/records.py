@@ -60,7 +60,9 @@ def same(claim: Claim | RequestTaken, digest: bytes, request_id: str = "") -> st
 
 
 async def commit(log: Log, change: Change) -> Committed | RequestTaken | RecordChanged:
-    """Commit a change of records. Raises StorageFull, StorageFailed."""
+    """Commit a change of records; while the disk is full only deletions. Raises StorageFull, StorageFailed."""
+    if change.puts and log.store.is_degraded:
+        raise StorageFull
     outcome = await log.commit(change)
     if isinstance(outcome, Full):
         raise StorageFull

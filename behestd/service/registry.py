@@ -1,23 +1,26 @@
-"""RegistryService: registrations of remote processes that the daemon dials. Above: the edge. Below: `runtime.registry`.
+"""RegistryService: registrations of remote processes, and the streams of those that attach themselves. Above: the edge.
 
-Attached servers are not offered here yet: they are refused, whole, as unsupported.
+Below: `runtime.registry` and `runtime.attached_streams`. What offers anything but tools is refused, whole.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Mapping
 
 from behest.v1 import registry_service_pb2 as pb
 from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer
-from behestd.errors import Forbidden, InvalidRequest, Unsupported
-from behestd.runtime.dialled import Dialled
-from behestd.runtime.registry import Owner, Registry
-from behestd.service.call import Call
+from behestd.errors import Forbidden, InvalidRequest, TimedOut, Unsupported
+from behestd.runtime.attached_streams import AttachedStreams, Wire
+from behestd.runtime.house import House
+from behestd.runtime.registration import Owner, Registered
+from behestd.runtime.registry import Registry
+from behestd.service.call import Call, Requests
 from behestd.service.methods import Handler
 from behestd.service.pages import page_of
 from behestd.service.scopes import ADMIN, Caller
-from behestd.service.settings import MIB
+from behestd.service.settings import MIB, Settings
 from behestd.service.status import run_error
 from behestd.service.validate import (
     duration,
@@ -25,6 +28,7 @@ from behestd.service.validate import (
     known,
     labels,
     max_bytes,
+    not_negative,
     required,
     required_message,
     within,
@@ -34,14 +38,19 @@ _NAME = "/behest.v1.RegistryService/"
 _PAGE_BYTES = 3 * MIB
 _MAX_ADDRESS_BYTES = 512
 _MAX_REFERENCE_BYTES = 4096
+_MAX_KEY_BYTES = 128
+HELLO_SECONDS = 10.0
+"""How long a server that attaches may take to say hello."""
 _REFERENCE = re.compile(r"env:[A-Za-z_][A-Za-z0-9_]*|file:/[^\0]+|credential:[A-Za-z0-9_.@:-]{1,255}")
 
 
 class Servers:
     """Handlers of RegistryService."""
 
-    def __init__(self, registry: Registry) -> None:
+    def __init__(self, house: House, registry: Registry, settings: Settings) -> None:
         self._registry = registry
+        self._streams = AttachedStreams(house, registry)
+        self._max_frame_bytes = min(settings.request_bytes, settings.response_bytes)
 
     def handlers(self) -> Mapping[str, Handler]:
         """The handlers by full name."""
@@ -50,6 +59,7 @@ class Servers:
             _NAME + "GetServer": self.get_server,
             _NAME + "ListServers": self.list_servers,
             _NAME + "UnregisterServer": self.unregister_server,
+            _NAME + "AttachServer": self.attach_server,
         }
 
     async def register_server(self, request: pb.RegisterServerRequest, call: Call) -> pb.RegisterServerResponse:
@@ -92,19 +102,32 @@ class Servers:
         await self._registry.unregister(call.namespace, request.server_id, _owner(call))
         return pb.UnregisterServerResponse()
 
+    async def attach_server(self, requests: Requests, call: Call) -> None:
+        """Attach the caller as a server, and serve its stream."""
+        try:
+            async with asyncio.timeout(HELLO_SECONDS):
+                first = await anext(requests, None)
+        except TimeoutError:
+            text = f"no hello within {HELLO_SECONDS:g} s"
+            raise TimedOut("TRANSPORT_DEADLINE", text, limitSeconds=f"{HELLO_SECONDS:g}") from None
+        if not isinstance(first, pb.AttachServerRequest) or first.WhichOneof("frame") != "hello":
+            raise InvalidRequest("hello", "is required in the first frame")
+        wire = Wire(requests, call.send, _check_hello, self._max_frame_bytes)
+        await self._streams.serve(call.namespace, first.hello, _owner(call), wire)
+
 
 def _owner(call: Call) -> Owner:
     return Owner(call.caller.principal, call.caller.has(ADMIN))
 
 
-def _shown(server: Dialled) -> Server:
+def _shown(server: Registered) -> Server:
     told = server.report()
     if server.error is not None:
         told.error.CopyFrom(run_error(server.error))
     return told
 
 
-def _passes(server: Dialled, request: pb.ListServersRequest) -> bool:
+def _passes(server: Registered, request: pb.ListServersRequest) -> bool:
     has_offer = not request.offers or any(offer in request.offers for offer in server.registration.offers)
     return has_offer and request.name in ("", server.name)
 
@@ -120,10 +143,7 @@ def _check(server: Server, caller: Caller) -> None:
     """Check a registration; addresses, policies, the prefix and the tools are checked where they are used."""
     identifier("server.name", server.name)
     known("server.connection", server.connection, ServerConnection.DESCRIPTOR)
-    if server.connection == ServerConnection.SERVER_CONNECTION_ATTACHED:
-        raise Unsupported("REQUEST_UNSUPPORTED", "attached servers are not offered here", feature="AttachServer")
-    required("server.address", server.address)
-    max_bytes("server.address", server.address, _MAX_ADDRESS_BYTES)
+    _check_reach(server)
     required("server.offers", server.offers)
     for index, offer in enumerate(server.offers):
         known(f"server.offers[{index}]", offer, ServerOffer.DESCRIPTOR)
@@ -134,6 +154,32 @@ def _check(server: Server, caller: Caller) -> None:
     if server.HasField("dedupe_retention"):
         duration("server.dedupe_retention", server.dedupe_retention)
     _check_references(server, caller)
+
+
+def _check_reach(server: Server) -> None:
+    """Check how a server is reached: one that attaches itself is not."""
+    if server.connection != ServerConnection.SERVER_CONNECTION_ATTACHED:
+        required("server.address", server.address)
+        max_bytes("server.address", server.address, _MAX_ADDRESS_BYTES)
+        return
+    for name in ("address", "token_ref"):
+        if getattr(server, name):
+            raise InvalidRequest(f"server.{name}", "is for servers that are dialled")
+    if server.HasField("tls"):
+        raise InvalidRequest("server.tls", "is for servers that are dialled")
+
+
+def _check_hello(hello: pb.AttachHello) -> None:
+    """Check a hello; its tools are checked where they are used."""
+    identifier("hello.server_name", hello.server_name)
+    if hello.models:
+        raise Unsupported("REQUEST_UNSUPPORTED", "servers that offer models are not taken here", feature="models")
+    if hello.HasField("dedupe_retention"):
+        duration("hello.dedupe_retention", hello.dedupe_retention)
+    not_negative("hello.max_concurrent_calls", hello.max_concurrent_calls)
+    max_bytes("hello.lease_id", hello.lease_id, _MAX_KEY_BYTES)
+    for index, known_call in enumerate(hello.held):
+        max_bytes(f"hello.held[{index}].idempotency_key", known_call.idempotency_key, _MAX_KEY_BYTES)
 
 
 def _check_references(server: Server, caller: Caller) -> None:

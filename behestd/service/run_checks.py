@@ -5,17 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from behest.v1 import run_service_pb2 as pb
-from behest.v1.chat_pb2 import ResponseFormatKind, ToolChoiceMode
 from behest.v1.definition_pb2 import Budgets
 from behest.v1.message_pb2 import Part
 from behest.v1.run_spec_pb2 import RunSpec
 from behest.v1.run_state_pb2 import CancelMode, RunState, SessionPolicy
 from behestd.errors import InvalidRequest
+from behestd.service.chat_checks import (
+    MAX_NAME_BYTES,
+    MAX_PARTS,
+    MAX_SCHEMA_BYTES,
+    MAX_TOOLS,
+    check_json,
+    check_response_format,
+    check_sampling,
+    check_tool_choice,
+)
 from behestd.service.validate import (
     duration,
     identifier,
     json_object,
-    json_value,
     known,
     labels,
     max_bytes,
@@ -29,13 +37,7 @@ from behestd.service.validate import (
 
 Creation = pb.CreateRunRequest | pb.StreamRunRequest | pb.ForkRunRequest
 
-_MAX_PARTS = 256
-_MAX_TOOLS = 256
-_MAX_NAME_BYTES = 256
-_MAX_SCHEMA_BYTES = 64 * 1024
 _MAX_REASON_BYTES = 1024
-_MAX_STOPS = 16
-_TEMPERATURE_LIMIT = 2.0
 
 
 def check_creation(request: Creation, spec: RunSpec) -> None:
@@ -48,29 +50,27 @@ def check_creation(request: Creation, spec: RunSpec) -> None:
             identifier(f"spec.{field}", getattr(spec, field))
     known("spec.session_policy", spec.session_policy, SessionPolicy.DESCRIPTOR, may_be_unset=True)
     labels("spec.labels", spec.labels)
-    max_bytes("spec.model", spec.model, _MAX_NAME_BYTES)
-    max_items("spec.tools", spec.tools, _MAX_TOOLS)
+    max_bytes("spec.model", spec.model, MAX_NAME_BYTES)
+    max_items("spec.tools", spec.tools, MAX_TOOLS)
     for index, tool in enumerate(spec.tools):
-        max_bytes(f"spec.tools[{index}]", tool, _MAX_NAME_BYTES)
+        max_bytes(f"spec.tools[{index}]", tool, MAX_NAME_BYTES)
         required(f"spec.tools[{index}]", tool)
     if spec.HasField("timeout") and duration("spec.timeout", spec.timeout) <= 0:
         raise InvalidRequest("spec.timeout", "must be longer than 0 s")
     _check_answer(spec)
-    _check_sampling(spec)
     _check_budgets(spec.budgets)
 
 
 def check_parts(field: str, parts: Sequence[Part]) -> None:
     """Check what somebody says: each part of a kind that people send, with its content."""
-    max_items(field, parts, _MAX_PARTS)
+    max_items(field, parts, MAX_PARTS)
     for index, part in enumerate(parts):
         path = f"{field}[{index}]"
         kind = one_of(part, "kind", path)
         if kind in ("tool_call", "tool_result", "reasoning"):
             raise InvalidRequest(f"{path}.{kind}", "is said by models and tools only")
         if kind == "json":
-            required(f"{path}.json.json", part.json.json)
-            json_value(f"{path}.json.json", part.json.json)
+            check_json(path, part)
         if kind in ("image", "audio", "file"):
             source = getattr(part, kind)
             chosen = one_of(source, "source", f"{path}.{kind}")
@@ -81,35 +81,12 @@ def check_parts(field: str, parts: Sequence[Part]) -> None:
 
 def _check_answer(spec: RunSpec) -> None:
     if spec.provider_options_json:
-        json_object("spec.provider_options_json", spec.provider_options_json, _MAX_SCHEMA_BYTES)
+        json_object("spec.provider_options_json", spec.provider_options_json, MAX_SCHEMA_BYTES)
     if spec.output_schema_json:
-        json_object("spec.output_schema_json", spec.output_schema_json, _MAX_SCHEMA_BYTES)
-    if spec.HasField("tool_choice"):
-        known("spec.tool_choice.mode", spec.tool_choice.mode, ToolChoiceMode.DESCRIPTOR, may_be_unset=True)
-        if spec.tool_choice.mode == ToolChoiceMode.TOOL_CHOICE_MODE_TOOL:
-            required("spec.tool_choice.tool_name", spec.tool_choice.tool_name)
-    if spec.HasField("response_format"):
-        answer = spec.response_format
-        known("spec.response_format.kind", answer.kind, ResponseFormatKind.DESCRIPTOR, may_be_unset=True)
-        if answer.kind == ResponseFormatKind.RESPONSE_FORMAT_KIND_JSON_SCHEMA:
-            required("spec.response_format.schema_json", answer.schema_json)
-            json_object("spec.response_format.schema_json", answer.schema_json, _MAX_SCHEMA_BYTES)
-        if answer.schema_name:
-            identifier("spec.response_format.schema_name", answer.schema_name)
-
-
-def _check_sampling(spec: RunSpec) -> None:
-    sampling = spec.sampling
-    max_items("spec.sampling.stop", sampling.stop, _MAX_STOPS)
-    if sampling.HasField("temperature") and not 0 <= sampling.temperature <= _TEMPERATURE_LIMIT:
-        raise InvalidRequest("spec.sampling.temperature", "must be 0 to 2")
-    if sampling.HasField("top_p") and not 0 < sampling.top_p <= 1:
-        raise InvalidRequest("spec.sampling.top_p", "must be above 0, at most 1")
-    if sampling.HasField("max_output_tokens") and sampling.max_output_tokens < 1:
-        raise InvalidRequest("spec.sampling.max_output_tokens", "must be at least 1")
-    effort = sampling.DESCRIPTOR.fields_by_name["reasoning_effort"].enum_type
-    if effort is not None:
-        known("spec.sampling.reasoning_effort", sampling.reasoning_effort, effort, may_be_unset=True)
+        json_object("spec.output_schema_json", spec.output_schema_json, MAX_SCHEMA_BYTES)
+    check_sampling("spec.sampling", spec.sampling)
+    check_tool_choice("spec.tool_choice", spec.tool_choice)
+    check_response_format("spec.response_format", spec.response_format)
 
 
 def _check_budgets(budgets: Budgets) -> None:

@@ -11,7 +11,9 @@ from behest.v1.run_event_pb2 import ForkedFrom
 from behest.v1.run_pb2 import Run as RunMessage
 from behest.v1.run_spec_pb2 import RunSpec
 from behest.v1.run_state_pb2 import CancelCause, CancelMode
-from behestd.core.report import report, report_whole
+from behestd.core import inputs
+from behestd.core.definition import FREE
+from behestd.core.report import report
 from behestd.core.signals import Cancel, Input
 from behestd.core.state import Run, state_name
 from behestd.errors import BehestError, RunActive, RunEnding, RunNotFound, StorageFull
@@ -23,7 +25,7 @@ from behestd.runtime.explain import explain
 from behestd.runtime.forking import fork_of
 from behestd.runtime.house import House
 from behestd.runtime.orders import Orders
-from behestd.runtime.reading import run_at
+from behestd.runtime.reading import run_at, shown
 from behestd.runtime.supervisor import Created, Supervisor
 from behestd.service import run_checks as checks
 from behestd.service.call import Call
@@ -96,10 +98,10 @@ class Runs:
         identifier("run_id", request.run_id)
         driver = self._supervisor.driver(call.namespace, request.run_id)
         if driver is not None and not request.at_sequence:
-            return pb.GetRunResponse(run=report_whole(driver.run))
+            return pb.GetRunResponse(run=await shown(self._store, driver.run))
         row = await self._row(call.namespace, request.run_id)
         if request.at_sequence:
-            return pb.GetRunResponse(run=report_whole(await run_at(self._store, row, request.at_sequence)))
+            return pb.GetRunResponse(run=await shown(self._store, await run_at(self._store, row, request.at_sequence)))
         if not row.body:
             raise RunNotFound(request.run_id)
         run = RunMessage.FromString(row.body)
@@ -146,30 +148,23 @@ class Runs:
         checks.check_parts("input", request.input)
         self._admission.check_input("input", request.input)
         input_id = request.request_id or self._house.ids.make("inp")
-        known = await self._known_input(call.namespace, request.run_id, request.request_id)
-        if known:
+        driver = self._supervisor.driver(call.namespace, request.run_id)
+        if driver is not None and (known := inputs.known(driver.run, input_id, request.input)):
             return pb.SendInputResponse(sequence=known, replayed=True)
         message = Message(id=self._house.ids.make("msg"), role=Role.ROLE_USER, parts=request.input)
         signal = Input(input_id, message, call.caller.principal)
         after = await self._supervisor.command(call.namespace, request.run_id, signal)
         if isinstance(after, RunRow):
-            known = await self._ended_input(after, request.request_id)
-            if known:
+            if known := await self._ended_input(after, request):
                 return pb.SendInputResponse(sequence=known, replayed=True)
             raise RunEnding(request.run_id, state_name(after.state))
-        return pb.SendInputResponse(sequence=dict(after.turns.input_ids)[input_id])
+        return pb.SendInputResponse(sequence=inputs.known(after, input_id, request.input))
 
-    async def _known_input(self, namespace: str, run_id: str, input_id: str) -> int:
-        driver = self._supervisor.driver(namespace, run_id)
-        if not input_id or driver is None:
+    async def _ended_input(self, row: RunRow, request: pb.SendInputRequest) -> int:
+        """The sequence of an input that a run received before it ended, 0 when it did not. Raises RequestIdReused."""
+        if not request.request_id or row.first_sequence > 1:
             return 0
-        return dict(driver.run.turns.input_ids).get(input_id, 0)
-
-    async def _ended_input(self, row: RunRow, input_id: str) -> int:
-        """The sequence of an input that a run received before it ended, 0 when it did not."""
-        if not input_id or row.first_sequence > 1:
-            return 0
-        return dict((await run_at(self._store, row, row.last_sequence)).turns.input_ids).get(input_id, 0)
+        return inputs.known(await run_at(self._store, row, row.last_sequence), request.request_id, request.input)
 
     async def fork_run(self, request: pb.ForkRunRequest, call: Call) -> pb.ForkRunResponse:
         """Create a run that starts from the transcript of another."""
@@ -222,6 +217,8 @@ class Runs:
             self._admission.check_input("spec.input", spec.input)
         request_digest = _digest(request) if request.request_id else b""
         try:
+            if self._store.is_degraded:
+                raise StorageFull
             order = await self._order(request.request_id, request_digest, spec, call, forked_from)
             mark = self._admission.claim_input(order)
         except BehestError:
@@ -243,7 +240,9 @@ class Runs:
         self, request_id: str, request_digest: bytes, spec: RunSpec, call: Call, forked_from: ForkedFrom | None
     ) -> Order:
         house = self._house
-        spec = await self._orders.in_session(call.namespace, spec) if spec.session_id else spec
+        heritage = FREE
+        if spec.session_id:
+            spec, heritage = await self._orders.in_session(call.namespace, spec)
         return Order(
             namespace=call.namespace,
             principal=call.caller.principal,
@@ -251,7 +250,7 @@ class Runs:
             session_id=spec.session_id or house.ids.make("ses"),
             is_new_session=not spec.session_id,
             spec=spec,
-            pinned=await self._orders.pin(call.namespace, spec),
+            pinned=await self._orders.pin(call.namespace, spec, heritage),
             request_id=request_id,
             digest=request_digest,
             trace_id=trace_id_of(call.traceparent),

@@ -14,14 +14,17 @@ from behestd.service.validate import (
     json_value,
     labels,
     max_bytes,
+    max_items,
     not_negative,
     one_of,
     required,
 )
 
-CHANGEABLE = ("title", "agent_id", "labels", "metadata_json", "is_archived")
+CHANGEABLE = ("title", "agent_id", "labels", "metadata_json", "is_archived", "tools")
 MAX_VALUE_BYTES = 256 * 1024
 _MAX_TITLE_BYTES = 1024
+_MAX_TOOLS = 256
+_MAX_TOOL_BYTES = 64
 _MAX_METADATA_BYTES = 64 * 1024
 _MAX_KEY_BYTES = 256
 
@@ -55,6 +58,11 @@ def check_session(session: Session, fields: Sequence[str] = CHANGEABLE) -> None:
         identifier("session.agent_id", session.agent_id)
     if "labels" in fields:
         labels("session.labels", session.labels)
+    if "tools" in fields:
+        max_items("session.tools", session.tools, _MAX_TOOLS)
+        for index, pattern in enumerate(session.tools):
+            required(f"session.tools[{index}]", pattern)
+            max_bytes(f"session.tools[{index}]", pattern, _MAX_TOOL_BYTES)
     if "metadata_json" in fields and session.metadata_json:
         json_object("session.metadata_json", session.metadata_json, _MAX_METADATA_BYTES)
 

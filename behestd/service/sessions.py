@@ -85,6 +85,7 @@ class Sessions:
             agent_id=asked.agent_id,
             labels=asked.labels,
             metadata_json=asked.metadata_json,
+            tools=asked.tools,
         )
         claim = records.claim_of(call.namespace, request.request_id, digest, session.id)
         made, replayed = await self._create(call.namespace, session, claim)
@@ -129,23 +130,43 @@ class Sessions:
             if "agent_id" in paths and given.agent_id:
                 await self._agents.resolve(call.namespace, given.agent_id)
             session = records.changed(Session.FromString(record.body), given, paths)
-            put = self._put(call.namespace, session, record.version)
+            put = self._put(call.namespace, session, record.version, record.parent)
             outcome = await records.commit(self._log, Change(puts=(put,)))
             if isinstance(outcome, Committed):
                 return pb.UpdateSessionResponse(session=_shown(put.record, outcome.versions[0]))
             # Somebody else was faster: look again, and decide on what is there now.
 
     async def delete_session(self, request: pb.DeleteSessionRequest, call: Call) -> pb.DeleteSessionResponse:
-        """Delete a session with everything that belongs to it."""
+        """Delete a session with everything that belongs to it, the sessions of its child runs first."""
         identifier("session_id", request.session_id)
-        await self._check_free(call.namespace, request.session_id)
-        outcome = await self._artifacts.delete_session(call.namespace, request.session_id)
-        if isinstance(outcome, Full):
-            raise StorageFull
-        if isinstance(outcome, Lost):
-            await self._check_free(call.namespace, request.session_id)
-            raise SessionBusy(request.session_id, "", "SESSION_BUSY")
+        record = await self._log.store.record(call.namespace, SESSION_KIND, request.session_id, 0)
+        if record is not None and record.parent:
+            # A run of it may be needed yet by the one that started it.
+            await self._check_free(call.namespace, record.parent)
+        deleted = await self._and_below(call.namespace, request.session_id)
+        for session_id in deleted:
+            await self._check_free(call.namespace, session_id)
+        for session_id in deleted:
+            outcome = await self._artifacts.delete_session(call.namespace, session_id)
+            if isinstance(outcome, Full):
+                raise StorageFull
+            if isinstance(outcome, Lost):
+                await self._check_free(call.namespace, session_id)
+                raise SessionBusy(session_id, "", "SESSION_BUSY")
         return pb.DeleteSessionResponse()
+
+    async def _and_below(self, namespace: str, session_id: str) -> list[str]:
+        """A session and those of the child runs that its runs started, and of theirs: the lowest first."""
+        found = [session_id]
+        for above in found:  # which grows meanwhile
+            after = ""
+            while True:
+                page = await self._log.store.records(namespace, SESSION_KIND, parent=above, after=after, limit=_READ)
+                found.extend(record.id for record in page)
+                if len(page) < _READ:
+                    break
+                after = page[-1].id
+        return found[::-1]
 
     async def fork_session(self, request: pb.ForkSessionRequest, call: Call) -> pb.ForkSessionResponse:
         """Create a session that starts with the messages of another."""
@@ -165,6 +186,7 @@ class Sessions:
             agent_id=source.agent_id,
             labels=source.labels,
             metadata_json=source.metadata_json,
+            tools=source.tools,
             forked_from_session_id=source.id,
         )
         entries = await self._copies(call.namespace, source.id, request.upto_message_id, session.id)
@@ -208,13 +230,14 @@ class Sessions:
             namespace, SESSION_KIND, parent=None, before=records.before(after), limit=limit
         )
 
-    def _put(self, namespace: str, session: Session, expected_version: int) -> Put:
+    def _put(self, namespace: str, session: Session, expected_version: int, parent: str = "") -> Put:
         now_ns = self._house.clock.now_ns()
         session.update_time.CopyFrom(timestamp(now_ns))
         if not expected_version:
             session.create_time.CopyFrom(timestamp(now_ns))
         body = session.SerializeToString()
-        return Put(Record(namespace, SESSION_KIND, session.id, body, create_time_ns=now_ns), expected_version)
+        record = Record(namespace, SESSION_KIND, session.id, body, parent=parent, create_time_ns=now_ns)
+        return Put(record, expected_version)
 
     async def _create(
         self, namespace: str, session: Session, claim: Claim | None, entries: tuple[Entry, ...] = ()

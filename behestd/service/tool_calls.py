@@ -178,7 +178,7 @@ class ToolCalls:
         """Settle a call whose outcome is unknown."""
         _check_word(request)
         result = request.result if request.HasField("result") else None
-        word = Resolution(request.call_id, call.caller.principal, request.executed, result)
+        word = Resolution(request.call_id, call.caller.principal, request.executed, result, request.reason)
         record = await self._record(call.namespace, request.call_id)
         await self._settle(call.namespace, record.run_id, word)
         return pb.ResolveToolCallResponse(tool_call=await self._record(call.namespace, request.call_id))

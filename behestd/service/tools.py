@@ -13,7 +13,9 @@ from behest.v1 import tool_service_pb2 as pb
 from behest.v1.message_pb2 import Part, ToolResult
 from behest.v1.tool_pb2 import Tool
 from behestd.errors import BehestError, Exhausted, ToolNotFound
-from behestd.runtime.direct_calls import DirectCall, DirectCalls
+from behestd.runtime.direct_call import DirectCall
+from behestd.runtime.direct_calls import DirectCalls
+from behestd.runtime.direct_journal import cut
 from behestd.runtime.house import House
 from behestd.service.call import Call
 from behestd.service.methods import Handler
@@ -25,7 +27,7 @@ from behestd.tools.tool import Answer, Done, NeverSeen, Running, Status
 
 CHUNK_BYTES = MIB
 PAGE_BYTES = 3 * MIB
-"""A page of a list ends once it has so many bytes, and a result that is told by GetCallStatus is cut to them."""
+"""A page of a list ends once it has so many bytes."""
 MAX_WAIT_SECONDS = 30.0
 _NAME = "/behest.v1.ToolService/"
 _MAX_GLOB_BYTES = 256
@@ -112,8 +114,10 @@ class Tools:
         """Tell what became of a call."""
         required("idempotency_key", request.idempotency_key)
         request_id("idempotency_key", request.idempotency_key)
+        not_negative("attempt", request.attempt)
         wait_seconds = min(duration("wait", request.wait), MAX_WAIT_SECONDS)
-        status = await self._calls.status(call.namespace, request.idempotency_key, request.epoch, wait_seconds)
+        key, attempt = request.idempotency_key, request.attempt
+        status = await self._calls.status(call.namespace, key, request.epoch, wait_seconds, attempt=attempt)
         return _told(status)
 
     async def cancel_call(self, request: pb.CancelCallRequest, call: Call) -> pb.CancelCallResponse:
@@ -164,21 +168,7 @@ def _told(status: Status) -> pb.GetCallStatusResponse:
         case NeverSeen():
             return pb.GetCallStatusResponse(state=pb.CALL_STATE_NEVER_SEEN)
         case Done(answer):
-            result = _cut(answer.result("", ""))
+            result = cut(answer.result("", ""))
             return pb.GetCallStatusResponse(state=pb.CALL_STATE_DONE, result=result)
         case _:
             return pb.GetCallStatusResponse()
-
-
-def _cut(result: ToolResult) -> ToolResult:
-    """Cut a result to what one message holds: text is shortened, other parts are left out."""
-    if result.ByteSize() <= PAGE_BYTES:
-        return result
-    cut = ToolResult(is_error=result.is_error, truncated=True)
-    room = PAGE_BYTES
-    for part in result.parts:
-        if part.WhichOneof("kind") == "text":
-            text = part.text.text.encode()[:room].decode(errors="ignore")
-            cut.parts.add().text.text = text
-            room -= len(text.encode())
-    return cut

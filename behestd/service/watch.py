@@ -21,8 +21,8 @@ from behestd.service.call import Call
 
 _HEAD_TAG = b"\x18"
 """Field 3 of WatchRunResponse, a varint."""
-_FRAME_BYTES = 1024 * 1024
-"""About the largest frame; a commit that is larger goes whole."""
+_FRAME_BYTES = 256 * 1024
+"""About the largest frame, which is what a watcher that does not read costs; a commit that is larger goes whole."""
 
 
 @dataclass(slots=True)
@@ -84,7 +84,7 @@ class _Cursor:
         if place is None:
             return True
         stretch = place.stretch
-        return place.pieces == len(stretch.pieces) and place.progress >= len(stretch.progress)
+        return place.pieces == len(stretch.pieces) and place.progress == stretch.told
 
     def _holds_back(self, stretch: Stretch, page: Page) -> bool:
         """Whether the page would overtake deltas that are not told yet."""

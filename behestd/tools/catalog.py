@@ -3,7 +3,7 @@
 Above it the services (lists, registrations) and the runtime (resolves an agent's names when a run is made, routes each
 call). A snapshot never changes: a change replaces it, so a run that pinned a tool is never surprised; it asks by hash,
 and a hash that is no longer served is TOOL_CHANGED. Names of one namespace are unique; servers share a name only with
-the same hash, and then they are replicas.
+the same hash, and then they are replicas: a call goes to the least loaded of those that are there.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from types import MappingProxyType
 from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.server_pb2 import Server
 from behest.v1.tool_pb2 import Executed, Tool, ToolPolicy
+from behestd.core.places import Place
 from behestd.core.times import duration_ns
 from behestd.errors import AlreadyExists, InvalidRequest, ToolNotFound
+from behestd.tools import builtin
 from behestd.tools import policy as policies
 from behestd.tools.policy import Policies
 from behestd.tools.schema import Validators
@@ -43,6 +45,29 @@ class ToolNameTaken(AlreadyExists):
 
 
 @dataclass(frozen=True, slots=True)
+class Standing:
+    """How a server does now: whether it is there, whether it takes a call more, and how many calls it has."""
+
+    is_there: bool = True
+    is_full: bool = False
+    in_flight: int = 0
+    lease_id: str = ""
+    """The attachment of an attached server that is there, and its stream."""
+    rejoins: bool = False
+    """Whether calls of an earlier owner can be joined there, now or when it is back."""
+
+
+GOOD = Standing()
+
+
+def _good() -> Standing:
+    return GOOD
+
+
+Stand = Callable[[], Standing]
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """One offer of a tool: the tool as models and runs see it, who set its policy, and who executes it."""
 
@@ -50,6 +75,8 @@ class Offer:
     policy_source: str
     """"configuration", "registration", "extension" or "default"."""
     executor: Executor
+    stand: Stand = _good
+    """Tells how its server does."""
 
     @property
     def hint_differs(self) -> bool:
@@ -81,33 +108,58 @@ class Snapshot:
     def resolve(self, patterns: Iterable[str]) -> tuple[Tool, ...]:
         """Pin the tools that names and globs name, by ascending name: hash, server and policy in force included.
 
-        Raises ToolNotFound for a name that is not there; a glob may match nothing.
+        Raises ToolNotFound for a name that is not there; a glob may match nothing, and none of the built-in tools.
         """
         names: set[str] = set()
+        built_in: list[Tool] = []
         for pattern in patterns:
             if pattern in self.tools:
                 names.add(pattern)
+            elif pattern in builtin.TOOLS:
+                built_in.append(_built_in(pattern))
             elif _NAME.fullmatch(pattern):
                 raise ToolNotFound(pattern)
             else:
                 names.update(name for name in self.tools if fnmatchcase(name, pattern))
-        return tuple(self.tools[name] for name in sorted(names))
+        found = {tool.name: tool for tool in (*built_in, *(self.tools[name] for name in names))}
+        return tuple(found[name] for name in sorted(found))
 
     def route(self, name: str, tool_hash: bytes, key: str, avoid: Set[str] = frozenset()) -> Route:
-        """Find who executes a pinned tool. Calls of one key go to one replica as long as it is there.
+        """Find who executes a pinned tool: the least loaded replica that is there, of equals always the same for a key.
 
         `avoid` holds ids of servers that were not reached; they are taken only when there is no other. Raises
         ToolFailure with TOOL_NOT_FOUND or TOOL_CHANGED, both proofs that nothing was executed.
         """
+        same = self._same(name, tool_hash)
+        if len(same) == 1:
+            return Route(same[0].executor, same[0].tool.server_id)
+        usable = [offer for offer in same if offer.tool.server_id not in avoid] or same
+        standings = {offer.tool.server_id: _rank(offer.stand()) for offer in usable}
+        best = min(standings.values())
+        equal = [offer for offer in usable if standings[offer.tool.server_id] == best]
+        chosen = max(equal, key=lambda offer: _weight(offer.tool.server_id, key))
+        return Route(chosen.executor, chosen.tool.server_id)
+
+    def route_to(self, name: str, tool_hash: bytes, server_id: str) -> Route:
+        """Find one server's executor of a pinned tool.
+
+        Raises ToolFailure as `route` does, and as not sent when only others serve it.
+        """
+        for offer in self._same(name, tool_hash):
+            if offer.tool.server_id == server_id:
+                return Route(offer.executor, server_id)
+        not_sent = FailureClass.FAILURE_CLASS_NOT_SENT
+        text = f"tool {name} is not served any more by the server that was chosen"
+        raise ToolFailure(not_sent, Executed.EXECUTED_NO, "TOOL_UNAVAILABLE", text)
+
+    def _same(self, name: str, tool_hash: bytes) -> list[Offer]:
         offers = self.offers.get(name, ())
         if not offers:
             raise _not_served("TOOL_NOT_FOUND", f"tool {name} not found")
         same = [offer for offer in offers if offer.tool.hash == tool_hash]
         if not same:
             raise _not_served("TOOL_CHANGED", f"tool {name} is not served any more as the run pinned it")
-        usable = [offer for offer in same if offer.tool.server_id not in avoid] or same
-        chosen = max(usable, key=lambda offer: _weight(offer.tool.server_id, key))
-        return Route(chosen.executor, chosen.tool.server_id)
+        return same
 
 
 class Catalog:
@@ -143,26 +195,46 @@ class Catalog:
             self._rebuild(namespace)
         return made
 
-    def register_server(self, namespace: str, server: Server, tools: Sequence[Tool], bind: Bind) -> tuple[Tool, ...]:
+    def configured(self, name: str) -> ToolPolicy | None:
+        """The policy that the configuration has for tools of a name, None when it has none."""
+        return self._configured.match(name)
+
+    def place(self, namespace: str, tool: Tool, key: str, *, avoid: str = "", stay: str = "") -> Place:
+        """Choose a server for an attempt. See `core.places.Places`."""
+        tools = self.snapshot(namespace)
+        chosen = stay
+        if not stay:
+            try:
+                chosen = tools.route(tool.name, tool.hash, key, {avoid} if avoid else frozenset()).server_id
+            except ToolFailure:
+                chosen = tool.server_id
+        offers = tools.offers.get(tool.name, ())
+        return Place(chosen, next((offer.stand().lease_id for offer in offers if offer.tool.server_id == chosen), ""))
+
+    def rejoins(self, namespace: str, server_id: str) -> bool:
+        """Whether calls that an earlier owner sent to this server can be joined. See `core.places.Places`."""
+        offers = self._of(namespace).get(server_id, ())
+        return bool(offers) and offers[0].stand().rejoins
+
+    def register_server(
+        self, namespace: str, server: Server, tools: Sequence[Tool], bind: Bind, stand: Stand = _good
+    ) -> tuple[Tool, ...]:
         """Put the tools of a server in place of what the same server offered before, all or none.
 
-        `tools` are as the server lists them; prefix, policies and retention are those of `server`. Raises
-        InvalidRequest (TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID, …) and ToolNameTaken.
+        `tools` are as the server lists them; prefix, policies and retention are those of `server`; `stand` tells how
+        it does. Raises InvalidRequest (TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID, …) and ToolNameTaken.
         """
         policies.check(server.tool_policies)
         if not _PREFIX.fullmatch(server.name_prefix):
             raise InvalidRequest("name_prefix", "it is not [A-Za-z0-9_-]{0,32}", reason="TOOL_NAME_INVALID")
         if len(tools) > MAX_TOOLS_PER_SERVER:
             raise InvalidRequest("tools", f"{len(tools)} tools exceed the limit of {MAX_TOOLS_PER_SERVER}")
-        others = Snapshot(
-            offer for other, offers in self._of(namespace).items() if other != server.id for offer in offers
-        )
         made: dict[str, Offer] = {}
         for tool in tools:
-            offer = self._offer(server, tool, bind)
+            offer = self._offer(server, tool, bind, stand)
             if offer.tool.name in made:
                 raise ToolNameTaken(offer.tool.name, server.id)
-            self._refuse_taken(offer.tool, [others, self._functions_only])
+            self._refuse_taken(offer.tool, [self.snapshot(namespace)])
             made[offer.tool.name] = offer
         self._servers.setdefault(namespace, {})[server.id] = tuple(made.values())
         self._rebuild(namespace)
@@ -176,7 +248,7 @@ class Catalog:
     def _of(self, namespace: str) -> dict[str, tuple[Offer, ...]]:
         return self._servers.get(namespace, {})
 
-    def _offer(self, server: Server, tool: Tool, bind: Bind) -> Offer:
+    def _offer(self, server: Server, tool: Tool, bind: Bind, stand: Stand) -> Offer:
         own = self._checked(tool, "")
         made = self._checked(tool, server.name_prefix)
         made.server_id = server.id
@@ -185,7 +257,7 @@ class Catalog:
         source = "default" if found is None else "registration" if configured is None else "configuration"
         told = server.HasField("dedupe_retention")
         made.policy.CopyFrom(policies.in_force(found, duration_ns(server.dedupe_retention) / 1e9 if told else None))
-        return Offer(made, source, bind(own))
+        return Offer(made, source, bind(own), stand)
 
     def _checked(self, tool: Tool, prefix: str) -> Tool:
         """Copy what an author says of a tool, checked; what the daemon sets is left out, the hash is computed."""
@@ -210,10 +282,13 @@ class Catalog:
         return made
 
     def _refuse_taken(self, tool: Tool, snapshots: Sequence[Snapshot]) -> None:
+        if tool.name in builtin.TOOLS:
+            raise ToolNameTaken(tool.name, "")
         for snapshot in snapshots:
             for offer in snapshot.offers.get(tool.name, ()):
-                is_replica = bool(tool.server_id and offer.tool.server_id) and offer.tool.hash == tool.hash
-                if not is_replica:
+                of_servers = bool(tool.server_id and offer.tool.server_id)
+                is_own = of_servers and offer.tool.server_id == tool.server_id
+                if not is_own and not (of_servers and offer.tool.hash == tool.hash):
                     raise ToolNameTaken(tool.name, offer.tool.server_id)
 
     def _rebuild(self, namespace: str) -> None:
@@ -230,8 +305,17 @@ def tool_hash(tool: Tool) -> bytes:
     return digest.digest()
 
 
+def _built_in(name: str) -> Tool:
+    tool = Tool()
+    tool.CopyFrom(builtin.TOOLS[name])
+    tool.hash = tool_hash(tool)
+    return tool
+
+
 def _pinned(offers: Sequence[Offer]) -> Tool:
     """The tool of replicas: the first one's, with the strongest effect that any of them is said to have."""
+    if len(offers) == 1:
+        return offers[0].tool
     tool = Tool()
     tool.CopyFrom(offers[0].tool)
     for offer in offers[1:]:
@@ -241,6 +325,11 @@ def _pinned(offers: Sequence[Offer]) -> Tool:
 
 def _not_served(reason: str, message: str) -> ToolFailure:
     return ToolFailure(FailureClass.FAILURE_CLASS_PERMANENT, Executed.EXECUTED_NO, reason, message)
+
+
+def _rank(standing: Standing) -> tuple[bool, bool, int]:
+    """How servers are ordered, the best first: there, with room, with few calls."""
+    return not standing.is_there, standing.is_full, standing.in_flight
 
 
 def _weight(server_id: str, key: str) -> bytes:

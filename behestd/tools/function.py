@@ -213,7 +213,7 @@ class FunctionTool:
             scope.reschedule(asyncio.get_running_loop().time())
         return True
 
-    async def status(self, key: str, epoch: int, wait_seconds: float = 0.0) -> Status:
+    async def status(self, key: str, epoch: int, wait_seconds: float = 0.0, attempt: int = 0) -> Status:
         """Nobody remembers calls of functions that have ended."""
         return Running() if key in self._running else CannotTell()
 

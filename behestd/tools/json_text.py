@@ -6,6 +6,7 @@ since recursive parsers (also those in native code) overflow on nested brackets.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ MAX_BYTES = 1024 * 1024
 """Longest text that is read at all; callers ask for less where they know less."""
 MAX_VALUES = 200_000
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[\]{},]', re.DOTALL)
-_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+# Possessive, and one that is not closed goes to the end: each character is looked at once, whatever the text.
+_STRING = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)
+_BRACKET = re.compile(r"[\[\]{}]")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 class JsonRefused(ValueError):
@@ -36,13 +39,16 @@ class Document:
 def read(text: str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -> Document:
     """Parse a text. Raises JsonRefused for anything but strict JSON within the limits and without duplicate keys."""
     # Characters first: a text of more characters than bytes allowed need not be encoded to be refused.
-    size_bytes = len(text) if len(text) > max_bytes else len(text.encode(errors="replace"))
+    is_known = len(text) > max_bytes or text.isascii()
+    size_bytes = len(text) if is_known else len(text.encode(errors="replace"))
     if size_bytes > max_bytes:
         raise JsonRefused(f"{size_bytes} bytes exceed the limit of {max_bytes} bytes")
     depth, values = _measure(text, max_depth)
     try:
         value = json.loads(text, object_pairs_hook=_distinct, parse_constant=_refuse_constant)
-        if _SURROGATE.search(text):
+        if not text.isascii():
+            text.encode()
+        if "\\u" in text and _SURROGATE.search(text):
             json.dumps(value, ensure_ascii=False).encode()
     except JsonRefused:
         raise
@@ -57,21 +63,19 @@ def read(text: str, *, max_bytes: int = MAX_BYTES, max_depth: int = MAX_DEPTH) -
 
 def _measure(text: str, max_depth: int) -> tuple[int, int]:
     """Count depth and values by brackets and commas outside of strings; what is malformed is left to the parser."""
-    depth = deepest = values = 0
-    for match in _TOKEN.finditer(text):
-        token = text[match.start()]
-        if token in "[{":
+    bare = _STRING.sub("", text) if '"' in text else text
+    depth = deepest = 0
+    for match in itertools.islice(_BRACKET.finditer(bare), MAX_VALUES + 1):
+        if match[0] in "[{":
             depth += 1
             if depth > max_depth:
                 raise JsonRefused(f"nesting exceeds the limit of {max_depth} levels")
             deepest = max(deepest, depth)
-        elif token in "]}":
+        else:
             depth -= 1
-        elif token == '"':
-            continue
-        values += 1
-        if values > MAX_VALUES:
-            raise JsonRefused(f"more than {MAX_VALUES} values")
+    values = sum(bare.count(mark) for mark in "[]{},")
+    if values > MAX_VALUES:
+        raise JsonRefused(f"more than {MAX_VALUES} values")
     return deepest, values + 1
 
 

@@ -1,19 +1,22 @@
 """The connection to one dialled tool server: how it is made, and how one waits for it.
 
-Above it `remote`. A channel dials one checked target, takes no advice from name services or proxies, retries nothing by
-itself, and reconnects within a second. Whether a connection stood is told apart from everything that comes after it,
+Above it `remote`. A channel dials addresses that were checked, takes no advice from name services or proxies, follows
+nobody elsewhere, retries nothing by itself, and reconnects within a second; a name is looked up and its addresses are
+checked again before each new connection. Whether a connection stood is told apart from everything that comes after it,
 because it alone is proof that nothing was sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import socket
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import grpc
 
 from behestd.tools import remote_errors
+from behestd.tools.endpoint import Endpoint
 
 FRAME_LIMIT_BYTES = 4 * 1024 * 1024
 RESULT_LIMIT_BYTES = 16 * 1024 * 1024
@@ -24,6 +27,15 @@ _STALE_SECONDS = 2.0
 """Longer than the longest backoff with its jitter."""
 
 NO_TOKEN: Callable[[], str] = str
+
+Resolve = Callable[[str, int], Awaitable[Sequence[str]]]
+"""Looks up all IP addresses of a name. Raises OSError."""
+
+
+async def system_resolve(host: str, port: int) -> Sequence[str]:
+    """Look up a name as the system does. Raises OSError."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(place[0]) for *_, place in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +50,10 @@ class Tls:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """How to reach one server, and how much of it is taken. `target` comes from `endpoint.target`."""
+    """How to reach one server, and how much of it is taken."""
 
     server_id: str
-    target: str
+    endpoint: Endpoint
     tls: Tls | None = None
     token: Callable[[], str] = field(default=NO_TOKEN, repr=False)
     """Resolves the bearer token when a call is sent, so that a rotated one is used at once. Empty: none is sent."""
@@ -49,10 +61,11 @@ class Link:
     result_limit_bytes: int = RESULT_LIMIT_BYTES
     progress_limit_bytes: int = PROGRESS_LIMIT_BYTES
     """Of one call, all frames together."""
+    resolve: Resolve = system_resolve
 
 
-def open_channel(link: Link) -> grpc.aio.Channel:
-    """Make the channel of a link; it connects when first needed."""
+def open_channel(link: Link, target: str) -> grpc.aio.Channel:
+    """Make a channel to a target of the link's endpoint; it connects when first needed."""
     options: list[tuple[str, int | str]] = [
         ("grpc.enable_retries", 0),
         ("grpc.service_config_disable_resolution", 1),
@@ -64,14 +77,72 @@ def open_channel(link: Link) -> grpc.aio.Channel:
         ("grpc.max_send_message_length", link.frame_limit_bytes),
         ("grpc.max_metadata_size", 16 * 1024),
     ]
+    is_name = not link.endpoint.target
     if link.tls is None:
-        return grpc.aio.insecure_channel(link.target, options)
-    if link.tls.server_name:
-        options.append(("grpc.ssl_target_name_override", link.tls.server_name))
+        if is_name:
+            options.append(("grpc.default_authority", f"{link.endpoint.host}:{link.endpoint.port}"))
+        return grpc.aio.insecure_channel(target, options)
+    if name := link.tls.server_name or (link.endpoint.host if is_name else ""):
+        # Dialled is an address; who answers there must be who was meant.
+        options.append(("grpc.ssl_target_name_override", name))
     credentials = grpc.ssl_channel_credentials(
         link.tls.authorities or None, link.tls.key or None, link.tls.certificate or None
     )
-    return grpc.aio.secure_channel(link.target, credentials, options)
+    return grpc.aio.secure_channel(target, credentials, options)
+
+
+class Line:
+    """The channel of one link, and another one in its place when a name has come to stand for other addresses."""
+
+    __slots__ = ("_link", "_target", "channel")
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self._target = link.endpoint.target
+        self.channel = open_channel(link, self._target) if self._target else None
+        """None until a name was looked up."""
+
+    async def connect(self, timeout_seconds: float) -> None:
+        """Wait until a connection to a checked address stands. Returns at once when it does.
+
+        Raises ToolFailure, NOT_SENT, and EndpointRefused when the name stands for an address that may not be called.
+        """
+        if self.channel is None or self.channel.get_state() is not grpc.ChannelConnectivity.READY:
+            await self._look_up(timeout_seconds)
+        if self.channel is not None:
+            await connect(self.channel, timeout_seconds)
+
+    async def _look_up(self, timeout_seconds: float) -> None:
+        """Look the name up, check what it stands for, and change the channel if that is not what is dialled."""
+        endpoint = self._link.endpoint
+        if endpoint.target:
+            return
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                found = await self._link.resolve(endpoint.host, endpoint.port)
+        except (OSError, TimeoutError, UnicodeError) as exc:
+            raise remote_errors.not_sent("TOOL_UNAVAILABLE", "the name of the server cannot be looked up") from exc
+        targets = endpoint.targets(found)
+        channel = self.channel
+        has_failed = channel is not None and channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        if self._target in targets and (len(targets) == 1 or not has_failed):
+            return
+        # After a failure it is the turn of the other family.
+        place = targets.index(self._target) + 1 if self._target in targets else 0
+        self._target = targets[place % len(targets)]
+        self.channel = open_channel(self._link, self._target)
+        if channel is not None:
+            await channel.close()
+
+    async def lost(self) -> None:
+        """Wait until the connection that stands is gone. Returns at once when none does."""
+        if self.channel is not None:
+            await lost(self.channel)
+
+    async def close(self, grace_seconds: float) -> None:
+        """Close the connection."""
+        if self.channel is not None:
+            await self.channel.close(grace_seconds)
 
 
 async def connect(channel: grpc.aio.Channel, timeout_seconds: float) -> None:

@@ -37,6 +37,7 @@ _CODES: dict[grpc.StatusCode, tuple[FailureClass.ValueType, str]] = {
     grpc.StatusCode.NOT_FOUND: (_PERMANENT, "TOOL_NOT_FOUND"),
 }
 """Every other code is permanent, TOOL_FAILED."""
+_BY_NUMBER: dict[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 _REASONS: dict[str, tuple[FailureClass.ValueType, Executed.ValueType]] = {
     "TOOL_ARGUMENTS_INVALID": (FailureClass.FAILURE_CLASS_MALFORMED, Executed.EXECUTED_UNKNOWN),
@@ -46,9 +47,18 @@ _REASONS: dict[str, tuple[FailureClass.ValueType, Executed.ValueType]] = {
 """What a reason says beyond its code."""
 
 
+class Unimplemented(ToolFailure):
+    """Raised when the server does not have what it was asked for."""
+
+
 def not_sent(reason: str, message: str) -> ToolFailure:
     """Make the failure of a call that never left: proof that nothing was executed."""
     return ToolFailure(FailureClass.FAILURE_CLASS_NOT_SENT, Executed.EXECUTED_NO, reason, message)
+
+
+def refused(reason: str, message: str) -> ToolFailure:
+    """Make the failure of a call that may not be sent, now or later."""
+    return ToolFailure(_PERMANENT, Executed.EXECUTED_NO, reason, message)
 
 
 def ambiguous(reason: str, message: str) -> ToolFailure:
@@ -69,17 +79,33 @@ def of_status(error: grpc.aio.AioRpcError, token: str = "") -> ToolFailure:
     if error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in text:
         # Our own side says so, of a frame that it refused to read; a server that says so has not less executed.
         return unusable("TOOL_RESULT_TOO_LARGE", "a frame of the result exceeds the limit of a message")
-    info, retry_seconds = _details(trailers.get(_DETAILS))
-    failure_class, reason = _CODES.get(error.code(), (_PERMANENT, "TOOL_FAILED"))
+    details = trailers.get(_DETAILS)
+    try:
+        status = Status.FromString(details) if isinstance(details, bytes) else Status()
+    except DecodeError:
+        status = Status()
+    return _told(error.code(), text, status, is_proof=trailers.get(NOT_EXECUTED) == "1")
+
+
+def of_end(status: Status, *, is_proof: bool) -> ToolFailure:
+    """Make the failure that the end of a call on a stream tells; `is_proof`: it says that nothing was executed."""
+    code = _BY_NUMBER.get(status.code, grpc.StatusCode.UNKNOWN)
+    return _told(code, clean(status.message), status, is_proof=is_proof)
+
+
+def _told(code: grpc.StatusCode, text: str, status: Status, *, is_proof: bool) -> ToolFailure:
+    info, retry_seconds = _details(status)
+    failure_class, reason = _CODES.get(code, (_PERMANENT, "TOOL_FAILED"))
     executed = Executed.EXECUTED_UNKNOWN
     if info.domain == "behest" and f"ERROR_REASON_{info.reason}" in ErrorReason.keys():
         reason = info.reason
         failure_class, executed = _REASONS.get(reason, (failure_class, executed))
-    if trailers.get(NOT_EXECUTED) == "1":
+    if is_proof:
         executed = Executed.EXECUTED_NO
         if failure_class == _AMBIGUOUS:
             failure_class = FailureClass.FAILURE_CLASS_TRANSIENT
-    return ToolFailure(failure_class, executed, reason, text or reason, retry_seconds)
+    kind = Unimplemented if code is grpc.StatusCode.UNIMPLEMENTED else ToolFailure
+    return kind(failure_class, executed, reason, text or reason, retry_seconds)
 
 
 def clean(text: str, token: str = "") -> str:
@@ -90,11 +116,10 @@ def clean(text: str, token: str = "") -> str:
     return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 1] + "…"
 
 
-def _details(data: str | bytes | None) -> tuple[ErrorInfo, float | None]:
-    """Read reason and delay out of the status that travels in the trailers; what is not there stays empty."""
+def _details(status: Status) -> tuple[ErrorInfo, float | None]:
+    """Read reason and delay out of a status; what is not there stays empty."""
     info, retry = ErrorInfo(), RetryInfo()
     try:
-        status = Status.FromString(data) if isinstance(data, bytes) else Status()
         for detail in status.details:
             # Unpack looks at the type first, and leaves what is of another one alone.
             detail.Unpack(info) or detail.Unpack(retry)

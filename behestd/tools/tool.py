@@ -54,6 +54,10 @@ class Call:
     """Latest time to begin."""
     traceparent: str = ""
     timeouts: Timeouts = Timeouts()
+    wants_late: bool = False
+    """Whether an answer after the time is over is still of use."""
+    resumed_lease: str | None = None
+    """Of an attempt that an earlier owner sent: on which stream of which attachment. None: the attempt is new."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +89,18 @@ def error_answer(text: str) -> Answer:
     return Answer((Part(text=TextPart(text=text)),), is_error=True)
 
 
+class Late(Protocol):
+    """The answer to an attempt that ran out of its time, which its server may still give on the same connection."""
+
+    async def answer(self) -> Answer:
+        """Wait for it, for a bounded time. Raises ToolFailure when none comes."""
+        ...
+
+    def drop(self) -> None:
+        """Let go of it. Idempotent."""
+        ...
+
+
 class ToolFailure(BehestError):
     """Raised when an attempt brought no answer.
 
@@ -102,6 +118,8 @@ class ToolFailure(BehestError):
         super().__init__(reason, message, retry_seconds=retry_after_seconds)
         self.failure_class = failure_class
         self.executed = executed
+        self.late: Late | None = None
+        """The answer that may still come, for who wants it; who gets it lets go of it."""
 
 
 # --- what became of a call ---
@@ -109,7 +127,7 @@ class ToolFailure(BehestError):
 
 @dataclass(frozen=True, slots=True)
 class NeverSeen:
-    """It was not executed, and with this epoch or a lower one it never will be."""
+    """It was not executed, and with this epoch and attempt or earlier ones it never will be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +144,9 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class CannotTell:
-    """The server keeps no record of its calls."""
+    """The server does not know and never will: it keeps no record of its calls, or lost this one when it stopped."""
+
+    message: str = "the server keeps no record of its calls"
 
 
 Status = NeverSeen | Running | Done | CannotTell
@@ -152,9 +172,10 @@ class Executor(Protocol):
         """Ask that the call be stopped, best effort: whether the tool acknowledged. Never raises ToolFailure."""
         ...
 
-    async def status(self, key: str, epoch: int, wait_seconds: float = 0.0) -> Status:
+    async def status(self, key: str, epoch: int, wait_seconds: float = 0.0, attempt: int = 0) -> Status:
         """Tell what became of the call, waiting a while for one that is running.
 
-        NeverSeen is proof, and forbids the key for `epoch` and all lower ones. Raises ToolFailure when nobody answers.
+        NeverSeen is proof, and forbids the key for `epoch` with `attempt` (0: any) and all that came before; a later
+        attempt is executed. Raises ToolFailure when nobody answers.
         """
         ...

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
+import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
-from behestd.blobs.blob import PIECE_BYTES, BlobNotFound, Blobs, ChecksumMismatch, ContentCorrupt, RangeInvalid
+from behestd.blobs.blob import PIECE_BYTES, Aged, BlobNotFound, Blobs, ChecksumMismatch, ContentCorrupt, RangeInvalid
 from behestd.blobs.file import FileBlobs
 from behestd.blobs.memory import MemoryBlobs
 from behestd.errors import TooLarge
@@ -151,4 +153,30 @@ async def test_damaged_bytes_are_noticed_at_the_end_of_the_whole(tmp_path: Path)
     path.write_bytes(b"soumd")
     with pytest.raises(ContentCorrupt):
         await whole(blobs, stored.sha256)
+    await blobs.close()
+
+
+async def test_blobs_are_looked_at_in_pages_and_found_by_their_age(blobs: Blobs) -> None:
+    written = sorted([(await blobs.write("a", pieces(str(number).encode()))).sha256 for number in range(25)])
+    await blobs.write("b", pieces(b"of another"))
+    later_ns = time.time_ns() + 10**9
+    assert await blobs.aged("a", later_ns - 3600 * 10**9, b"", 100) == Aged()
+    found: list[bytes] = []
+    after = b""
+    for _ in range(4):
+        page = await blobs.aged("a", later_ns, after, 7)
+        found += page.found
+        after = page.last
+    assert (found, after) == (written, b"")
+    assert await blobs.aged("none", later_ns, b"", 7) == Aged()
+
+
+async def test_a_blob_that_is_written_again_is_young_again(tmp_path: Path) -> None:
+    blobs = FileBlobs(tmp_path / "blobs")
+    stored = await blobs.write("a", pieces(b"same"))
+    (path,) = files(tmp_path / "blobs")
+    os.utime(path, (1_000, 1_000))
+    assert (await blobs.aged("a", 10**18, b"", 10)).found == (stored.sha256,)
+    await blobs.write("a", pieces(b"same"))
+    assert (await blobs.aged("a", 10**18, b"", 10)).found == ()
     await blobs.close()

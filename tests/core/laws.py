@@ -68,7 +68,10 @@ class Laws:
                     assert call["attempt"] == effect.attempt, "a tool call has its intent"
                     assert effect.call_id not in self.results, "a call with a result is not called"
         if run.state == RunState.RUN_STATE_WAITING:
-            assert not effects, "a waiting run wants nothing"
+            followed = {call.call.id for call in run.step.calls if call.child is not None}
+            wanted_calls = {effect.call_id for effect in effects if isinstance(effect, CallTool)}
+            assert len(wanted_calls) == len(effects), "a waiting run wants nothing"
+            assert wanted_calls <= followed, "a waiting run wants nothing but word of its child runs"
             assert self.model is None
             assert run.life.wait is not None
             assert run.life.wait.until_ns > 0

@@ -54,7 +54,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     "model_superseded": stay("RUNNING", "WAITING", "CANCELLING"),
     "tool_started": stay("RUNNING"),
     "tool_completed": stay("RUNNING", "CANCELLING"),
-    "tool_failed": stay("RUNNING", "CANCELLING"),
+    "tool_failed": stay("RUNNING", "WAITING", "CANCELLING"),
     "tool_denied": stay("RUNNING", "WAITING"),
     "tool_outcome_unknown": stay("RUNNING", "CANCELLING"),
     "tool_resolved": stay("RUNNING", "WAITING", "CANCELLING"),

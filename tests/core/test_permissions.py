@@ -11,6 +11,7 @@ from behest.v1.approval_event_pb2 import ApprovalDecision
 from behest.v1.definition_pb2 import PermissionRule
 from behest.v1.run_state_pb2 import WaitReason
 from behest.v1.tool_pb2 import ToolErrorPolicy
+from behestd.core.calls import args_hash
 from behestd.core.permission import permit
 from behestd.core.signals import Decision
 from behestd.core.state import Phase
@@ -89,6 +90,78 @@ def test_rules_match_globs_over_arguments(patterns: dict[str, str], arguments: d
     act = tool("act")
     answer = permit(definition(act, operator_permissions=[rule(DENY, "act", **patterns)]), act, arguments)
     assert (answer.action == DENY) is matches
+
+
+@pytest.mark.parametrize(
+    ("pattern", "value"),
+    [
+        ("666", 666.0),
+        ("666", 6.66e2),
+        ("0", -0.0),
+        ('{"a":1,"b":[[]2,"x"]}', {"b": [2.0, "x"], "a": 1.0}),
+        ("*rm -rf*", "\uff52\uff4d -rf"),
+        ("*rm -rf*", "r\u200bm -rf"),
+        ("*rm -rf*", "rm\u3000-rf"),
+        ("*rm -rf*", "rm \u2212rf"),
+        ("*rm -rf*", "r\ufe0fm -r\x00f"),
+        ("/etc/*", "\u2215\u0435t\u0441/passwd"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("*m\u0430llory*", "mallory"),
+        ("*rm -rf*", '{"cmd":"r\\u006d -rf"}'),
+        ("*rm -rf*", '["[\\"r\\\\u006d -rf\\"]"]'),
+        ("*rm -rf*", {"deep": ['{"cmd":"r\\u006d -rf"}']}),
+    ],
+)
+def test_no_other_spelling_of_a_value_gets_around_a_rule(pattern: str, value: object) -> None:  # C100 S10
+    act = tool("act", PURE)
+    denies = definition(act, operator_permissions=[rule(ALLOW), rule(DENY, "act", what=pattern)])
+    assert permit(denies, act, {"what": value}).action == DENY
+    assert permit(denies, act, {"what": "something else"}).action == ALLOW
+    assert permit(denies, act, {"what": "[no JSON"}).action == ALLOW
+
+
+@pytest.mark.parametrize("key", ["What", "WHAT", "wh\u0430t", "wh\u00adat", "\uff57hat"])
+def test_no_other_spelling_of_a_name_gets_around_a_rule(key: str) -> None:  # C100 S10
+    act = tool("act", PURE)
+    denies = definition(act, agent_permissions=[rule(DENY, "act", what="bad*")])
+    assert permit(denies, act, {key: "bad one"}).action == DENY
+    assert permit(denies, act, {key: "good one"}).action == ALLOW
+    doubled = permit(denies, act, {"what": "good one", key: "good one"})
+    assert (doubled.action, doubled.rule) == (DENY, "arguments:look-alike")
+    assert permit(definition(act), act, {"what": "bad one", key: "bad one"}).action == ALLOW
+
+
+def test_what_only_looks_like_what_a_rule_allows_is_not_allowed() -> None:  # C100 S10
+    act = tool("act", NON_IDEMPOTENT)
+    allows = definition(act, operator_permissions=[rule(ALLOW, "act", to="ann")], default_permission=ASK)
+    assert permit(allows, act, {"to": "ann"}).action == ALLOW
+    for arguments in ({"to": "\u0430nn"}, {"To": "ann"}, {"to": '"ann"'}, {"to": "a\u200bnn"}):
+        assert permit(allows, act, arguments).action == ASK
+
+
+def test_a_look_alike_can_make_an_answer_stricter_and_never_milder() -> None:  # C100 S10
+    act = tool("act")
+    rules = [rule(DENY, "act", to="m*"), rule(ASK, "act", to="mallory")]
+    pinned = definition(act, operator_permissions=rules)
+    assert permit(pinned, act, {"to": "mallory"}).action == ASK
+    assert permit(pinned, act, {"to": "m\u0430llory"}).action == DENY
+
+
+def test_strings_that_nest_too_deep_are_refused_where_a_rule_names_them() -> None:  # S10 S11
+    act = tool("act", PURE)
+    pinned = definition(act, operator_permissions=[rule(DENY, "act", what="*rm*")])
+    for deep in ("[" * 100 + "]" * 100, "[" * 50_000 + "]" * 50_000):
+        answer = permit(pinned, act, {"what": deep})
+        assert (answer.action, answer.rule) == (DENY, "arguments:depth")
+        assert permit(pinned, act, {"other": deep}).action == ALLOW
+
+
+def test_a_key_given_twice_makes_arguments_unreadable() -> None:  # S11
+    for arguments in ('{"n":1,"n":2}', '{"n":{"m":1,"m":1}}', '{"n":1,"\\u006e":2}'):
+        stage = Stage(definition(tool("act"), operator_permissions=[rule(ALLOW)]))
+        stage.model("", ("act", arguments))
+        assert stage.last("tool_failed").reason == "TOOL_ARGUMENTS_INVALID"
+        assert "tool_started" not in stage.kinds
 
 
 def test_a_denied_call_is_an_error_result_and_the_others_go_ahead() -> None:  # C100
@@ -213,6 +286,15 @@ def test_edited_arguments_are_checked_again() -> None:  # N03 S6
             stage.decision(APPROVED, arguments_json=arguments)
         assert raised.value.reason == reason
     stage.decision(APPROVED, arguments_json='{"n":7}')
+    assert stage.call().attempt == 1
+
+
+def test_a_decision_is_for_the_arguments_that_were_looked_at() -> None:  # N03
+    stage = asking()
+    with pytest.raises(InvalidRequest) as raised:
+        stage.decision(APPROVED, args_hash=args_hash('{"n":1}'))
+    assert raised.value.violations[0][0] == "args_hash"
+    stage.decision(APPROVED, args_hash=args_hash('{"n":0}'))
     assert stage.call().attempt == 1
 
 

@@ -101,7 +101,7 @@ class World(Stage):
         self.replicas = [Replica("one"), Replica("two")]
         self.owner: Replica | None = None
         self.executions: Counter[str] = Counter()
-        self.buried: dict[str, int] = {}
+        self.buried: dict[str, tuple[int, int]] = {}
         self.classes: dict[str, int] = {}
         self.random = 0.5
 
@@ -193,7 +193,7 @@ class World(Stage):
         if flight.arrived:
             return True
         flight.arrived = True
-        if self.buried.get(call_id, -1) >= flight.epoch:
+        if self.buried.get(call_id, (-1, 0)) >= (flight.epoch, flight.effect.attempt):
             return False
         if self.classes[call_id] in (IDEMPOTENT, QUERYABLE) and self.executions[call_id]:
             return True
@@ -209,7 +209,7 @@ class World(Stage):
             return StatusKnown(call_id, attempt, result(call))
         if self.executions[call_id] or call is None:
             return ToolBroke(call_id, attempt, AMBIGUOUS, UNKNOWN, "TOOL_UNAVAILABLE", "no record")
-        self.buried[call_id] = flight.epoch
+        self.buried[call_id] = (call.epoch, attempt)
         return StatusKnown(call_id, attempt, None)
 
     def may_still_arrive(self, call_id: str) -> bool:

@@ -66,9 +66,8 @@ class Servicer(ToolServiceServicer):
     async def CallTool(self, request: CallToolRequest, context: Any) -> None:  # type: ignore[override]
         """Act, and answer."""
         ledger, key, tool = self._ledger, request.idempotency_key, request.tool_name
-        if any(
-            line["what"] == "bury" and line["key"] == key and line["epoch"] >= request.epoch for line in ledger.lines
-        ):
+        buried = [line for line in ledger.lines if line["what"] == "bury" and line["key"] == key]
+        if any((request.epoch, request.attempt) <= (line["epoch"], line["attempt"]) for line in buried):
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "buried", (("behest-not-executed", "1"),))
         facts = {"key": key, "tool": tool, "run": request.run_id, "call": request.call_id}
         ledger.write("dispatch", attempt=request.attempt, epoch=request.epoch, **facts)
@@ -104,7 +103,7 @@ class Servicer(ToolServiceServicer):
         if done:
             result = self._result(key, done[0]["call"], done[0]["tool"])
             return GetCallStatusResponse(state=CallState.CALL_STATE_DONE, result=result)
-        self._ledger.write("bury", key=key, epoch=request.epoch)
+        self._ledger.write("bury", key=key, epoch=request.epoch, attempt=request.attempt or 1 << 31)
         return GetCallStatusResponse(state=CallState.CALL_STATE_NEVER_SEEN)
 
     async def CancelCall(self, request: CancelCallRequest, context: Any) -> CancelCallResponse:

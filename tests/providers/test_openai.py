@@ -27,9 +27,9 @@ from behest.v1.model_pb2 import Model, ModelCapabilities
 from behest.v1.tool_pb2 import Tool
 from behest.v1.usage_pb2 import UsageSource
 from behestd.errors import Unsupported
-from behestd.providers import openai
+from behestd.providers import http_client
 from behestd.providers.failure import ProviderFailure
-from behestd.providers.openai import OpenAi, OpenAiSettings, load_httpx
+from behestd.providers.openai import OpenAi, OpenAiSettings
 from behestd.providers.openai_request import call_id
 from behestd.providers.provider import embed
 from behestd.providers.secret import Secret
@@ -148,6 +148,16 @@ async def test_calls_keep_their_bytes_and_empty_arguments_are_an_object() -> Non
         name="look_up", arguments_json='{"id": 9007199254740993}', provider_call_id="call_a"
     )
     assert now.tool_call == ToolCall(name="now", arguments_json="{}", provider_call_id="call_b")
+
+
+@pytest.mark.parametrize("arguments", ["", '{"id": 9007'])
+async def test_a_call_that_length_cut_is_no_call(arguments: str) -> None:
+    call = {"index": 0, "id": "call_a", "function": {"name": "look_up", "arguments": arguments}}
+    said = {"choices": [{"index": 0, "delta": {"content": "Now.", "tool_calls": [call]}, "finish_reason": "length"}]}
+    async with serving(events(said, "[DONE]")) as (provider, _):
+        _, end = await read(provider, chat())
+    assert [part.WhichOneof("kind") for part in end.message.parts] == ["text"]
+    assert end.finish_reason == FinishReason.FINISH_REASON_LENGTH
 
 
 async def test_reasoning_is_a_part_of_its_own() -> None:
@@ -422,8 +432,8 @@ def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -
     def missing(name: str) -> None:
         raise ImportError(name)
 
-    monkeypatch.setattr(openai.importlib, "import_module", missing)
+    monkeypatch.setattr(http_client.importlib, "import_module", missing)
     with pytest.raises(Unsupported) as caught:
-        load_httpx()
+        OpenAi(OpenAiSettings(id="vendor"), MODELS)
     assert caught.value.metadata == {"feature": "behestd[openai]"}
     assert json.dumps(caught.value.metadata)

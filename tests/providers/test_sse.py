@@ -22,11 +22,13 @@ def decoded(*chunks: bytes) -> list[ServerEvent]:
 
 
 # C012, C013
-@pytest.mark.parametrize("name", ["text.sse", "mixed.sse"])
-def test_a_cut_at_any_byte_changes_nothing(name: str) -> None:
+@pytest.mark.parametrize(
+    "name,count", [("text.sse", 7), ("mixed.sse", 7), ("anthropic/text.sse", 10), ("anthropic/mixed.sse", 10)]
+)
+def test_a_cut_at_any_byte_changes_nothing(name: str, count: int) -> None:
     data = fixture(name)
     whole = decoded(data)
-    assert len(whole) == 7
+    assert len(whole) == count
     assert all(decoded(*split(data, position)) == whole for position in range(len(data)))
     assert decoded(*(data[at : at + 1] for at in range(len(data)))) == whole
 
@@ -57,6 +59,12 @@ def test_lines_of_data_are_joined_and_names_kept() -> None:
 
 def test_an_event_without_its_blank_line_is_dropped() -> None:
     assert decoded(b"data: a\n\ndata: b\n") == [ServerEvent("message", "a")]
+
+
+@pytest.mark.parametrize("line", [b"\xffata: a", b"event\xff: a", b": \xff", b"data: \xf0\x9f\xa6"])
+def test_a_line_that_is_no_utf_8_does_not_vanish(line: bytes) -> None:
+    with pytest.raises(UnicodeDecodeError):
+        decoded(line + b"\n")
 
 
 def test_an_event_has_a_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:

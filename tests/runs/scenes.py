@@ -78,13 +78,13 @@ async def put_agent(served: Served, agent: Agent) -> None:
     await served.daemon.log.commit(Change(puts=(Put(record),)))
 
 
-async def events_of(handle: RunHandle, *, seconds: float = 5.0) -> list[Event]:
+async def events_of(handle: RunHandle, *, seconds: float = 20.0) -> list[Event]:
     """Follow a run to its end, within a bound."""
     async with asyncio.timeout(seconds):
         return [event async for event in handle.events()]
 
 
-async def updates_of(handle: RunHandle, *, seconds: float = 5.0) -> list[Update]:
+async def updates_of(handle: RunHandle, *, seconds: float = 20.0) -> list[Update]:
     """Follow a run to its end, deltas included."""
     async with asyncio.timeout(seconds):
         return [update async for update in handle.updates()]
@@ -93,7 +93,7 @@ async def updates_of(handle: RunHandle, *, seconds: float = 5.0) -> list[Update]
 async def until_kind(handle: RunHandle, kind: str, count: int = 1) -> list[Event]:
     """Follow a run until it has had an event of a kind so many times, and leave it."""
     seen: list[Event] = []
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         async for event in handle.events():
             seen.append(event)
             if sum(kind_of(each) == kind for each in seen) >= count:

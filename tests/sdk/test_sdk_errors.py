@@ -102,7 +102,7 @@ class Failing(FakeDaemon):
         return response
 
 
-# semantics 3.5 #53
+# matrix row 53
 async def test_a_create_whose_outcome_is_unknown_is_repeated_under_its_request_id() -> None:
     daemon = Failing(story(), reached=1)
     async with client_of(daemon, Patience(call_seconds=0.1, repeat_seconds=5, pause_seconds=0.02)) as client:

@@ -11,11 +11,19 @@ from google.rpc.status_pb2 import Status
 
 from behest.v1 import error_reason_pb2
 from behestd import errors
+from behestd.config_source import Problem
 from behestd.service import status
 from tests.tools import errors_doc
 
 REASONS = {reason.name: reason for reason in errors_doc.reasons(errors_doc.SOURCE.read_text())}
-SAMPLES = {"str": "text", "int": 7, "float": 1.5, "bytes": b"bytes", "bool": True}
+SAMPLES = {
+    "str": "text",
+    "int": 7,
+    "float": 1.5,
+    "bytes": b"bytes",
+    "bool": True,
+    "Sequence[Problem]": (Problem("behestd.toml", "limits.run", "is wrong"),),
+}
 
 
 def branches() -> list[type[errors.BehestError]]:

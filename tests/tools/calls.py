@@ -12,7 +12,7 @@ from typing import Any
 
 from behest.v1.tool_pb2 import Progress, SideEffect, Tool
 from behestd.tools.catalog import tool_hash
-from behestd.tools.endpoint import Rules, target
+from behestd.tools.endpoint import Rules, check
 from behestd.tools.remote import RemoteServer
 from behestd.tools.remote_channel import Link
 from behestd.tools.schema import Validators
@@ -60,7 +60,7 @@ def nowhere(_progress: Progress) -> None:
 @asynccontextmanager
 async def dialled(address: str, **link: Any) -> AsyncIterator[RemoteServer]:
     """Dial a server on loopback."""
-    checked = target(address, Rules(allow_loopback=True), has_tls=link.get("tls") is not None)
+    checked = check(address, Rules(allow_loopback=True), has_tls=link.get("tls") is not None)
     server = RemoteServer(Link("server-1", checked, **link), Validators())
     try:
         yield server

@@ -20,7 +20,7 @@ def ledger(path: Path) -> ToolServer:
 
     def effect(context: Context) -> None:
         with path.open("a") as file:
-            file.write(f"{context.key} {context.attempt} {context.epoch}\n")
+            file.write(f"{context.idempotency_key} {context.attempt} {context.epoch}\n")
             file.flush()
             os.fsync(file.fileno())
 

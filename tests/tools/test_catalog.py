@@ -173,7 +173,7 @@ def test_a_prefix_is_for_models_and_the_server_is_asked_by_its_own_name_and_hash
         tools.register_server("a", server("s2", name_prefix="a b"), [tool("read")], Recorded)
 
 
-def test_a_definition_that_changed_is_not_routed_to_runs_that_pinned_the_old_one() -> None:  # semantics 3.3 #34
+def test_a_definition_that_changed_is_not_routed_to_runs_that_pinned_the_old_one() -> None:  # matrix row 34
     tools = catalog()
     [old] = tools.register_server("a", server(), [tool("read")], Recorded)
     tools.register_server("a", server(), [tool("read", description="changed")], Recorded)

@@ -118,20 +118,20 @@ def silent_port() -> Iterator[str]:
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 
 
-async def test_a_closed_port_is_not_sent_at_once() -> None:  # semantics 3.3 #26
+async def test_a_closed_port_is_not_sent_at_once() -> None:  # matrix row 26
     with silent_port() as address:
         pass
     failed = await failure(address)
     assert told(failed) == (NOT_SENT, NO, "TOOL_UNAVAILABLE")
 
 
-async def test_a_connection_that_never_stands_is_not_sent_after_its_own_limit() -> None:  # semantics 3.3 #26
+async def test_a_connection_that_never_stands_is_not_sent_after_its_own_limit() -> None:  # matrix row 26
     with silent_port() as address:
         failed = await failure(address, timeouts=limits(connect_seconds=0.3, start_to_close_seconds=9.0))
     assert told(failed) == (NOT_SENT, NO, "TOOL_UNAVAILABLE")
 
 
-async def test_a_server_that_comes_back_is_reached_again_by_the_next_attempt() -> None:  # semantics 3.3 #26
+async def test_a_server_that_comes_back_is_reached_again_by_the_next_attempt() -> None:  # matrix row 26
     async with rogue(sends(frame(Part(text=TextPart(text="back"))))) as (address, _):
         pass
     async with dialled(address) as remote:
@@ -147,7 +147,7 @@ async def test_a_server_that_comes_back_is_reached_again_by_the_next_attempt() -
 
 
 @pytest.mark.parametrize("tool", ["die", "act"])
-async def test_death_in_the_middle_is_no_proof_of_anything(tool: str, tmp_path: Path) -> None:  # semantics 3.3 #27
+async def test_death_in_the_middle_is_no_proof_of_anything(tool: str, tmp_path: Path) -> None:  # matrix row 27
     ledger = tmp_path / "ledger"
     ledger.touch()
     async with process("tools/faulty_tools.py", str(ledger), str(tmp_path / "calls")) as (address, _):
@@ -159,17 +159,18 @@ async def test_death_in_the_middle_is_no_proof_of_anything(tool: str, tmp_path: 
     assert ledger.read_text() == ("key-1 1 1\n" if tool == "act" else "")
 
 
-async def test_a_call_lost_in_a_death_is_never_executed_again_by_itself(tmp_path: Path) -> None:  # semantics 3.3 #31
+async def test_a_call_lost_in_a_death_is_never_executed_again_by_itself(tmp_path: Path) -> None:  # matrix row 31
     arguments = (str(tmp_path / "ledger"), str(tmp_path / "calls"))
     dying = call(arguments_json='{"then": "die"}')
     async with process("tools/faulty_tools.py", *arguments) as (address, _), dialled(address) as remote:
         with pytest.raises(ToolFailure):
             await remote.bind(TOOL).call(dying, nowhere)
     async with process("tools/faulty_tools.py", *arguments) as (address, _), dialled(address) as remote:
-        for ask in (remote.bind(TOOL).status("key-1", 1), remote.bind(TOOL).call(dying, nowhere)):
-            with pytest.raises(ToolFailure) as failed:
-                await ask
-            assert told(failed.value) == (AMBIGUOUS, UNKNOWN, "TOOL_OUTCOME_UNKNOWN")
+        with pytest.raises(ToolFailure) as failed:
+            await remote.bind(TOOL).call(dying, nowhere)
+        assert told(failed.value) == (AMBIGUOUS, UNKNOWN, "TOOL_OUTCOME_UNKNOWN")
+        # Its own word, which does not change when it is asked again.
+        assert isinstance(await remote.bind(TOOL).status("key-1", 1), CannotTell)
         assert isinstance(await remote.bind(TOOL).status("key-2", 1), NeverSeen)
     assert (tmp_path / "ledger").read_text() == "key-1 1 1\n"
 
@@ -190,7 +191,7 @@ async def test_what_was_done_and_buried_before_a_restart_is_still_known_after_it
     assert (tmp_path / "ledger").read_text() == "key-1 1 1\n"
 
 
-async def test_a_frozen_process_is_given_up_at_the_limit(tmp_path: Path) -> None:  # C028, semantics 3.3 #28
+async def test_a_frozen_process_is_given_up_at_the_limit(tmp_path: Path) -> None:  # C028, matrix row 28
     arguments = (str(tmp_path / "ledger"), str(tmp_path / "calls"))
     async with process("tools/faulty_tools.py", *arguments) as (address, started):
         frozen = call(arguments_json='{"then": "stop"}', timeouts=limits(start_to_close_seconds=0.5))
@@ -201,33 +202,33 @@ async def test_a_frozen_process_is_given_up_at_the_limit(tmp_path: Path) -> None
     assert told(failed.value) == (AMBIGUOUS, UNKNOWN, "TOOL_TIMEOUT")
 
 
-async def test_an_end_without_a_result_leaves_the_outcome_open() -> None:  # semantics 3.3 #27
+async def test_an_end_without_a_result_leaves_the_outcome_open() -> None:  # matrix row 27
     progress = CallToolResponse(progress=Progress(text="almost")).SerializeToString()
     for answer in (sends(), sends(progress)):
         async with rogue(answer) as (address, _):
             assert told(await failure(address)) == (AMBIGUOUS, UNKNOWN, "TOOL_UNAVAILABLE")
 
 
-async def test_the_first_of_two_results_counts() -> None:  # semantics 3.3 #30
+async def test_the_first_of_two_results_counts() -> None:  # matrix row 30
     first, second = (frame(Part(text=TextPart(text=text))) for text in ("first", "second"))
     async with rogue(sends(first, second)) as (address, _), dialled(address) as remote:
         ended = await remote.bind(TOOL).call(call(), nowhere)
     assert ended.parts[0].text.text == "first"
 
 
-async def test_a_frame_over_the_limit_of_a_message_was_executed() -> None:  # C024, semantics 3.3 #32
+async def test_a_frame_over_the_limit_of_a_message_was_executed() -> None:  # C024, matrix row 32
     async with rogue(sends(frame(Part(text=TextPart(text="x" * 20_000_000))))) as (address, _):
         assert told(await failure(address)) == (LIMIT, YES, "TOOL_RESULT_TOO_LARGE")
 
 
-async def test_chunks_without_end_are_cut_off_and_the_call_is_cancelled() -> None:  # C024, semantics 3.3 #32
+async def test_chunks_without_end_are_cut_off_and_the_call_is_cancelled() -> None:  # C024, matrix row 32
     chunk = CallToolResponse(chunk=b"x" * 100_000).SerializeToString()
     async with rogue(sends(*[chunk] * 1_000)) as (address, handler):
         assert told(await failure(address, {"result_limit_bytes": 1_000_000})) == (LIMIT, YES, "TOOL_RESULT_TOO_LARGE")
         assert handler.cancelled == ["key-1"]
 
 
-async def test_progress_without_end_is_cut_off_and_the_call_is_cancelled() -> None:  # semantics 3.3 #35
+async def test_progress_without_end_is_cut_off_and_the_call_is_cancelled() -> None:  # matrix row 35
     progress = CallToolResponse(progress=Progress(text="x" * 10_000)).SerializeToString()
     async with rogue(sends(*[progress] * 2_000)) as (address, handler):
         failed = await failure(address, {"progress_limit_bytes": 1_000_000})
@@ -260,7 +261,7 @@ INVALID: dict[str, tuple[bytes, ...]] = {
 
 
 @pytest.mark.parametrize("frames", INVALID.values(), ids=INVALID)
-async def test_an_answer_that_makes_no_sense_was_executed(frames: tuple[bytes, ...]) -> None:  # semantics 3.3 #33
+async def test_an_answer_that_makes_no_sense_was_executed(frames: tuple[bytes, ...]) -> None:  # matrix row 33
     promised = Tool(name="act", output_schema_json='{"type": "object"}')
     async with rogue(sends(*frames)) as (address, _), dialled(address) as remote:
         with pytest.raises(ToolFailure) as failed:

@@ -56,7 +56,8 @@ async def test_a_tool_is_listed_called_and_answers(tmp_path: Path) -> None:  # C
         Args:
             a: the first
         """
-        seen.append((context.key, context.attempt, context.epoch, context.call_id, context.run_id, context.session_id))
+        ids = (context.call_id, context.run_id, context.session_id)
+        seen.append((context.idempotency_key, context.attempt, context.epoch, *ids))
         context.progress("adding", current=1, total=2)
         return {"sum": a + b}
 
@@ -170,7 +171,7 @@ async def test_mutual_tls_lets_in_who_shows_a_certificate_and_nobody_else(tmp_pa
     async with served(server, tls=good) as remote:
         assert text(await remote.bind(Tool(name="t")).call(call(), nowhere)) == "in"
         for wrong in (Tls(pem["ca.crt"], b"", b"", "other.test"), Tls(b"", b"", b"", "tools.test")):
-            async with dialled(remote.link.target.removeprefix("ipv4:"), tls=wrong) as stranger:
+            async with dialled(remote.link.endpoint.target.removeprefix("ipv4:"), tls=wrong) as stranger:
                 unsent = await failure(stranger, Tool(name="t"))
             assert unsent.failure_class == FailureClass.FAILURE_CLASS_NOT_SENT
             assert unsent.executed == Executed.EXECUTED_NO
@@ -200,7 +201,7 @@ async def test_long_results_travel_in_pieces_and_arrive_whole() -> None:
         assert long.startswith(text(told.answer)[:1_000_000])
 
 
-async def test_a_result_over_the_limit_was_executed_and_is_not_read_to_its_end() -> None:  # C024, semantics 3.3 #32
+async def test_a_result_over_the_limit_was_executed_and_is_not_read_to_its_end() -> None:  # C024, matrix row 32
     server = ToolServer()
     server.tool(name="t")(lambda: "x" * 5_000_000)
     async with served(server, result_limit_bytes=2_000_000) as remote:
@@ -220,7 +221,7 @@ async def test_a_result_over_the_limit_was_executed_and_is_not_read_to_its_end()
 )
 async def test_a_call_that_may_not_begin_is_refused_with_proof(
     changes: dict[str, Any], tool: Tool, reason: str
-) -> None:  # semantics 3.3 #34
+) -> None:  # matrix row 34
     ran: list[bool] = []
     server = ToolServer()
     server.tool(name="t")(lambda: ran.append(True))
@@ -232,7 +233,7 @@ async def test_a_call_that_may_not_begin_is_refused_with_proof(
     assert ran == []
 
 
-async def test_a_key_is_executed_once_however_often_it_is_called() -> None:  # semantics 3.3 #30
+async def test_a_key_is_executed_once_however_often_it_is_called() -> None:  # matrix row 30
     server = ToolServer()
     started, go_on = asyncio.Event(), asyncio.Event()
     ran: list[int] = []
@@ -344,7 +345,7 @@ async def test_a_plain_function_that_is_cancelled_is_told_and_answers_for_itself
         assert text(await task) == "stopped halfway"
 
 
-async def test_a_call_that_outlasts_its_limit_is_cancelled_at_the_server_too() -> None:  # C028, semantics 3.3 #28
+async def test_a_call_that_outlasts_its_limit_is_cancelled_at_the_server_too() -> None:  # C028, matrix row 28
     server = ToolServer()
     cancelled = asyncio.Event()
 
@@ -366,7 +367,7 @@ async def test_a_call_that_outlasts_its_limit_is_cancelled_at_the_server_too() -
     assert remote.statistics().timeouts == 1
 
 
-async def test_progress_is_a_heartbeat_and_does_not_extend_the_limit() -> None:  # semantics 3.3 #35
+async def test_progress_is_a_heartbeat_and_does_not_extend_the_limit() -> None:  # matrix row 35
     server = ToolServer()
 
     @server.tool

@@ -139,7 +139,10 @@ class Calls:
             await backoff.pause(error, give_up_seconds=self.patience.repeat_seconds)
 
     async def stream(
-        self, call: grpc.aio.UnaryStreamCall[Any, Response], *, silence_seconds: Callable[[], float | None] = unbounded
+        self,
+        call: grpc.aio.UnaryStreamCall[Any, Response] | grpc.aio.StreamStreamCall[Any, Response],
+        *,
+        silence_seconds: Callable[[], float | None] = unbounded,
     ) -> AsyncGenerator[Response, None]:
         """Yield the frames of one stream, and cancel it when the caller leaves. Raises BehestError.
 

@@ -3,6 +3,7 @@
     BehestError                 a call failed; `reason` says why
     ├── UnreachableError        the daemon could not be reached, or went away, for longer than the client's patience
     ├── ClientClosedError       the client was closed while the call was open
+    ├── ControlCancelledError   the control of an order was cancelled before the order was sent
     ├── WatchOrderError         the daemon broke the order of a watch: a gap, a repeat, an event after the end
     └── RunEndedError           the run ended, and not well
         ├── RunFailedError
@@ -98,6 +99,15 @@ class ClientClosedError(BehestError):
 
     def __init__(self) -> None:
         super().__init__(grpc.StatusCode.CANCELLED, "TRANSPORT_CANCELLED", "the client was closed")
+
+
+class ControlCancelledError(BehestError):
+    """Raised when a run was not ordered, because its control was cancelled first."""
+
+    is_final = True
+
+    def __init__(self) -> None:
+        super().__init__(grpc.StatusCode.CANCELLED, "TRANSPORT_CANCELLED", "the control was cancelled; no run was made")
 
 
 class WatchOrderError(BehestError):

@@ -16,10 +16,14 @@ PLACES = {
     "runs": Place("behest.cli.runs", "runs", "List, show, explain and delete runs."),
     "sessions": Place("behest.cli.sessions", "sessions", "Keep conversations."),
     "agents": Place("behest.cli.agents", "agents", "Keep definitions of how runs are executed."),
+    "approvals": Place("behest.cli.approvals", "approvals", "Decide about tool calls that wait for a word."),
     "tools": Place("behest.cli.tools", "tools", "Show tools and their calls; settle unknown outcomes."),
     "servers": Place("behest.cli.servers", "servers", "Register remote processes."),
     "models": Place("behest.cli.models", "models", "Show what models there are."),
     "artifacts": Place("behest.cli.artifacts", "artifacts", "Send and fetch files."),
+    "conformance": Place("behest.cli.conformance", "conformance", "Examine a server through the contract."),
+    "mcp-bridge": Place("behest.cli.mcp", "mcp_bridge", "Serve the tools of an MCP server to a daemon."),
+    "mcp-serve": Place("behest.cli.mcp", "mcp_serve", "Offer tools and runs of a daemon over MCP."),
     "status": Place("behest.cli.status", "status", "Show how the daemon does."),
 }
 HELP = """Talk to a behestd.

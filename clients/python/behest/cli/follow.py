@@ -79,6 +79,9 @@ class Printer:
 
     def _note_of(self, event: event_pb2.Event) -> str:
         kind = event.WhichOneof("payload")
+        if kind == "model_completed":
+            calls = [part.tool_call for part in event.model_completed.message.parts if part.HasField("tool_call")]
+            self._tools |= {call.id: call.name for call in calls}
         if kind == "tool_started":
             self._tools[event.tool_started.call_id] = event.tool_started.name
             return f"→ {event.tool_started.name} {event.tool_started.arguments_json}"
@@ -99,6 +102,17 @@ class Printer:
             return f"… waiting: {reason.replace('_', ' ')}"
         if kind == "run_created":
             return f"run {event.run_id} session {event.session_id}"
+        return self._note_of_approval(event)
+
+    def _note_of_approval(self, event: event_pb2.Event) -> str:
+        if event.HasField("approval_requested"):
+            call_id = event.approval_requested.call_id
+            return f"? {self._name(call_id)} waits for an approval: behest approvals show {call_id}"
+        if event.HasField("approval_decided"):
+            decided = event.approval_decided
+            word = plain(decided.DESCRIPTOR.fields_by_name["decision"], decided.decision)
+            by = f" by {decided.by}" if decided.by else ""
+            return f"! {self._name(decided.call_id)} {word}{by}" + (f": {decided.reason}" if decided.reason else "")
         return ""
 
     def _name(self, call_id: str) -> str:

@@ -64,6 +64,16 @@ async def delete(client: Client, out: Output, run_id: str) -> None:
 
 @runs.command()
 @click.argument("run_id", metavar="RUN")
+@click.argument("text")
+@connected
+async def send(client: Client, out: Output, run_id: str, text: str) -> None:
+    """Say something to a run; a run that asked its user takes it for the answer."""
+    sequence = await client.watch(run_id).send(text)
+    out.done(f"said to {run_id}, as event {sequence}")
+
+
+@runs.command()
+@click.argument("run_id", metavar="RUN")
 @connected
 async def explain(client: Client, out: Output, run_id: str) -> None:
     """Say why a run is not moving."""

@@ -72,6 +72,7 @@ class Agent(_message.Message):
     LABELS_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
+    SUB_AGENTS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the agent, unique in its namespace. A caller may choose it on create (`[A-Za-z0-9_-]{1,64}`); empty on
     create = one is made. Never changes.
@@ -144,6 +145,13 @@ class Agent(_message.Message):
     def update_time(self) -> _timestamp_pb2.Timestamp:
         """Output only. When this version was made."""
 
+    @_builtins.property
+    def sub_agents(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of agents that the agent may call as tools, itself included if it is named. Each is offered as a tool named
+        `agent_` and its id, with the description of that agent; a call of it is a child run. Ids of at most 58 characters.
+        At most 64. Empty = none.
+        """
+
     def __init__(
         self,
         *,
@@ -168,10 +176,11 @@ class Agent(_message.Message):
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
+        sub_agents: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_sources", b"context_sources", "create_time", b"create_time", "description", b"description", "display_name", b"display_name", "fallback_models", b"fallback_models", "hidden", b"hidden", "id", b"id", "instructions", b"instructions", "is_default", b"is_default", "labels", b"labels", "limits", b"limits", "model", b"model", "permissions", b"permissions", "provider_options_json", b"provider_options_json", "response_format", b"response_format", "sampling", b"sampling", "strategy", b"strategy", "tool_choice", b"tool_choice", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_sources", b"context_sources", "create_time", b"create_time", "description", b"description", "display_name", b"display_name", "fallback_models", b"fallback_models", "hidden", b"hidden", "id", b"id", "instructions", b"instructions", "is_default", b"is_default", "labels", b"labels", "limits", b"limits", "model", b"model", "permissions", b"permissions", "provider_options_json", b"provider_options_json", "response_format", b"response_format", "sampling", b"sampling", "strategy", b"strategy", "sub_agents", b"sub_agents", "tool_choice", b"tool_choice", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

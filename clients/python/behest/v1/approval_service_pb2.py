@@ -26,7 +26,7 @@ from behest.v1 import approval_pb2 as behest_dot_v1_dot_approval__pb2
 from behest.v1 import approval_event_pb2 as behest_dot_v1_dot_approval__event__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n behest/v1/approval_service.proto\x12\tbehest.v1\x1a\x18\x62\x65hest/v1/approval.proto\x1a\x1e\x62\x65hest/v1/approval_event.proto\"\x9e\x01\n\x14ListApprovalsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x11\n\ttool_name\x18\x05 \x01(\t\x12(\n\x06states\x18\x06 \x03(\x0e\x32\x18.behest.v1.ApprovalState\"X\n\x15ListApprovalsResponse\x12&\n\tapprovals\x18\x01 \x03(\x0b\x32\x13.behest.v1.Approval\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x12GetApprovalRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"<\n\x13GetApprovalResponse\x12%\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\x13.behest.v1.Approval\"\x92\x01\n\x15\x44\x65\x63ideApprovalRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12-\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0e\x32\x1b.behest.v1.ApprovalDecision\x12\x11\n\targs_hash\x18\x03 \x01(\x0c\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x05 \x01(\t\"?\n\x16\x44\x65\x63ideApprovalResponse\x12%\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\x13.behest.v1.Approval2\x96\x02\n\x0f\x41pprovalService\x12W\n\rListApprovals\x12\x1f.behest.v1.ListApprovalsRequest\x1a .behest.v1.ListApprovalsResponse\"\x03\x90\x02\x01\x12Q\n\x0bGetApproval\x12\x1d.behest.v1.GetApprovalRequest\x1a\x1e.behest.v1.GetApprovalResponse\"\x03\x90\x02\x01\x12W\n\x0e\x44\x65\x63ideApproval\x12 .behest.v1.DecideApprovalRequest\x1a!.behest.v1.DecideApprovalResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n behest/v1/approval_service.proto\x12\tbehest.v1\x1a\x18\x62\x65hest/v1/approval.proto\x1a\x1e\x62\x65hest/v1/approval_event.proto\"\xc4\x01\n\x14ListApprovalsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x0e\n\x06run_id\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x11\n\ttool_name\x18\x05 \x01(\t\x12(\n\x06states\x18\x06 \x03(\x0e\x32\x18.behest.v1.ApprovalState\x12\x10\n\x08\x61gent_id\x18\x07 \x01(\t\x12\x12\n\ndecided_by\x18\x08 \x01(\t\"X\n\x15ListApprovalsResponse\x12&\n\tapprovals\x18\x01 \x03(\x0b\x32\x13.behest.v1.Approval\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"%\n\x12GetApprovalRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\"<\n\x13GetApprovalResponse\x12%\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\x13.behest.v1.Approval\"\x92\x01\n\x15\x44\x65\x63ideApprovalRequest\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12-\n\x08\x64\x65\x63ision\x18\x02 \x01(\x0e\x32\x1b.behest.v1.ApprovalDecision\x12\x11\n\targs_hash\x18\x03 \x01(\x0c\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x05 \x01(\t\"?\n\x16\x44\x65\x63ideApprovalResponse\x12%\n\x08\x61pproval\x18\x01 \x01(\x0b\x32\x13.behest.v1.Approval2\x96\x02\n\x0f\x41pprovalService\x12W\n\rListApprovals\x12\x1f.behest.v1.ListApprovalsRequest\x1a .behest.v1.ListApprovalsResponse\"\x03\x90\x02\x01\x12Q\n\x0bGetApproval\x12\x1d.behest.v1.GetApprovalRequest\x1a\x1e.behest.v1.GetApprovalResponse\"\x03\x90\x02\x01\x12W\n\x0e\x44\x65\x63ideApproval\x12 .behest.v1.DecideApprovalRequest\x1a!.behest.v1.DecideApprovalResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,17 +38,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPROVALSERVICE'].methods_by_name['GetApproval']._loaded_options = None
   _globals['_APPROVALSERVICE'].methods_by_name['GetApproval']._serialized_options = b'\220\002\001'
   _globals['_LISTAPPROVALSREQUEST']._serialized_start=106
-  _globals['_LISTAPPROVALSREQUEST']._serialized_end=264
-  _globals['_LISTAPPROVALSRESPONSE']._serialized_start=266
-  _globals['_LISTAPPROVALSRESPONSE']._serialized_end=354
-  _globals['_GETAPPROVALREQUEST']._serialized_start=356
-  _globals['_GETAPPROVALREQUEST']._serialized_end=393
-  _globals['_GETAPPROVALRESPONSE']._serialized_start=395
-  _globals['_GETAPPROVALRESPONSE']._serialized_end=455
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_start=458
-  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=604
-  _globals['_DECIDEAPPROVALRESPONSE']._serialized_start=606
-  _globals['_DECIDEAPPROVALRESPONSE']._serialized_end=669
-  _globals['_APPROVALSERVICE']._serialized_start=672
-  _globals['_APPROVALSERVICE']._serialized_end=950
+  _globals['_LISTAPPROVALSREQUEST']._serialized_end=302
+  _globals['_LISTAPPROVALSRESPONSE']._serialized_start=304
+  _globals['_LISTAPPROVALSRESPONSE']._serialized_end=392
+  _globals['_GETAPPROVALREQUEST']._serialized_start=394
+  _globals['_GETAPPROVALREQUEST']._serialized_end=431
+  _globals['_GETAPPROVALRESPONSE']._serialized_start=433
+  _globals['_GETAPPROVALRESPONSE']._serialized_end=493
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_start=496
+  _globals['_DECIDEAPPROVALREQUEST']._serialized_end=642
+  _globals['_DECIDEAPPROVALRESPONSE']._serialized_start=644
+  _globals['_DECIDEAPPROVALRESPONSE']._serialized_end=707
+  _globals['_APPROVALSERVICE']._serialized_start=710
+  _globals['_APPROVALSERVICE']._serialized_end=988
 # @@protoc_insertion_point(module_scope)

@@ -32,6 +32,8 @@ class ListApprovalsRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     TOOL_NAME_FIELD_NUMBER: _builtins.int
     STATES_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
+    DECIDED_BY_FIELD_NUMBER: _builtins.int
     page_size: _builtins.int
     """Most approvals to return. Default 50, at most 1000; larger is lowered, negative is an error. A page may be shorter,
     to stay within the message limit.
@@ -44,6 +46,10 @@ class ListApprovalsRequest(_message.Message):
     """Id of the session. Empty = all."""
     tool_name: _builtins.str
     """Name of the tool. Empty = all."""
+    agent_id: _builtins.str
+    """Id of the agent of the run. Empty = all."""
+    decided_by: _builtins.str
+    """Principal that decided. Empty = all."""
     @_builtins.property
     def states(self) -> _containers.RepeatedScalarFieldContainer[_approval_pb2.ApprovalState.ValueType]:
         """States, of which an approval must be in one. Empty = PENDING alone."""
@@ -57,10 +63,12 @@ class ListApprovalsRequest(_message.Message):
         session_id: _builtins.str = ...,
         tool_name: _builtins.str = ...,
         states: _abc.Iterable[_approval_pb2.ApprovalState.ValueType] | None = ...,
+        agent_id: _builtins.str = ...,
+        decided_by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "run_id", b"run_id", "session_id", b"session_id", "states", b"states", "tool_name", b"tool_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "decided_by", b"decided_by", "page_size", b"page_size", "page_token", b"page_token", "run_id", b"run_id", "session_id", b"session_id", "states", b"states", "tool_name", b"tool_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,7 +57,8 @@ class ApprovalServiceServicer(object):
     """
 
     def ListApprovals(self, request, context):
-        """Lists approvals, oldest first.
+        """Lists approvals, oldest first: those that wait for a word, or, by their states, the record of who decided what,
+        when and why. They are kept as long as the log of their run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -76,9 +77,10 @@ class ApprovalServiceServicer(object):
         """Decides an approval, and lets its run go on.
 
         Returns when the decision is committed. The same decision by the same principal again is OK with the first result;
-        another one fails with APPROVAL_DECIDED. Fails with APPROVAL_NOT_FOUND when none was asked for the call,
-        APPROVAL_EXPIRED, RUN_ENDING, REQUEST_INVALID when `args_hash` is not that of the request, TOOL_ARGUMENTS_INVALID
-        when edited arguments break the schema, and APPROVAL_FORBIDDEN when the caller may not decide about its own run.
+        another one fails with APPROVAL_DECIDED; reasons are not compared. Fails with APPROVAL_NOT_FOUND when none was asked
+        for the call, APPROVAL_EXPIRED, RUN_ENDING, REQUEST_INVALID when `args_hash` is not that of the request,
+        TOOL_ARGUMENTS_INVALID when edited arguments break the schema, TOOL_DENIED when a rule denies them, and
+        APPROVAL_FORBIDDEN when the caller may not decide about its own run.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

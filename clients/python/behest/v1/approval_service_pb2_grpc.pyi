@@ -34,7 +34,9 @@ class ApprovalServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ApprovalServiceAsyncStub: ...
     ListApprovals: _grpc.UnaryUnaryMultiCallable[_approval_service_pb2.ListApprovalsRequest, _approval_service_pb2.ListApprovalsResponse]
-    """Lists approvals, oldest first."""
+    """Lists approvals, oldest first: those that wait for a word, or, by their states, the record of who decided what,
+    when and why. They are kept as long as the log of their run.
+    """
     GetApproval: _grpc.UnaryUnaryMultiCallable[_approval_service_pb2.GetApprovalRequest, _approval_service_pb2.GetApprovalResponse]
     """Returns one approval.
 
@@ -44,9 +46,10 @@ class ApprovalServiceStub:
     """Decides an approval, and lets its run go on.
 
     Returns when the decision is committed. The same decision by the same principal again is OK with the first result;
-    another one fails with APPROVAL_DECIDED. Fails with APPROVAL_NOT_FOUND when none was asked for the call,
-    APPROVAL_EXPIRED, RUN_ENDING, REQUEST_INVALID when `args_hash` is not that of the request, TOOL_ARGUMENTS_INVALID
-    when edited arguments break the schema, and APPROVAL_FORBIDDEN when the caller may not decide about its own run.
+    another one fails with APPROVAL_DECIDED; reasons are not compared. Fails with APPROVAL_NOT_FOUND when none was asked
+    for the call, APPROVAL_EXPIRED, RUN_ENDING, REQUEST_INVALID when `args_hash` is not that of the request,
+    TOOL_ARGUMENTS_INVALID when edited arguments break the schema, TOOL_DENIED when a rule denies them, and
+    APPROVAL_FORBIDDEN when the caller may not decide about its own run.
     """
 
 @_typing.type_check_only
@@ -55,7 +58,9 @@ class ApprovalServiceAsyncStub(ApprovalServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListApprovals: _aio.UnaryUnaryMultiCallable[_approval_service_pb2.ListApprovalsRequest, _approval_service_pb2.ListApprovalsResponse]  # type: ignore[assignment]
-    """Lists approvals, oldest first."""
+    """Lists approvals, oldest first: those that wait for a word, or, by their states, the record of who decided what,
+    when and why. They are kept as long as the log of their run.
+    """
     GetApproval: _aio.UnaryUnaryMultiCallable[_approval_service_pb2.GetApprovalRequest, _approval_service_pb2.GetApprovalResponse]  # type: ignore[assignment]
     """Returns one approval.
 
@@ -65,9 +70,10 @@ class ApprovalServiceAsyncStub(ApprovalServiceStub):
     """Decides an approval, and lets its run go on.
 
     Returns when the decision is committed. The same decision by the same principal again is OK with the first result;
-    another one fails with APPROVAL_DECIDED. Fails with APPROVAL_NOT_FOUND when none was asked for the call,
-    APPROVAL_EXPIRED, RUN_ENDING, REQUEST_INVALID when `args_hash` is not that of the request, TOOL_ARGUMENTS_INVALID
-    when edited arguments break the schema, and APPROVAL_FORBIDDEN when the caller may not decide about its own run.
+    another one fails with APPROVAL_DECIDED; reasons are not compared. Fails with APPROVAL_NOT_FOUND when none was asked
+    for the call, APPROVAL_EXPIRED, RUN_ENDING, REQUEST_INVALID when `args_hash` is not that of the request,
+    TOOL_ARGUMENTS_INVALID when edited arguments break the schema, TOOL_DENIED when a rule denies them, and
+    APPROVAL_FORBIDDEN when the caller may not decide about its own run.
     """
 
 class ApprovalServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -79,7 +85,9 @@ class ApprovalServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _approval_service_pb2.ListApprovalsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_approval_service_pb2.ListApprovalsResponse, _abc.Awaitable[_approval_service_pb2.ListApprovalsResponse]]:
-        """Lists approvals, oldest first."""
+        """Lists approvals, oldest first: those that wait for a word, or, by their states, the record of who decided what,
+        when and why. They are kept as long as the log of their run.
+        """
 
     @_abc_1.abstractmethod
     def GetApproval(
@@ -101,9 +109,10 @@ class ApprovalServiceServicer(metaclass=_abc_1.ABCMeta):
         """Decides an approval, and lets its run go on.
 
         Returns when the decision is committed. The same decision by the same principal again is OK with the first result;
-        another one fails with APPROVAL_DECIDED. Fails with APPROVAL_NOT_FOUND when none was asked for the call,
-        APPROVAL_EXPIRED, RUN_ENDING, REQUEST_INVALID when `args_hash` is not that of the request, TOOL_ARGUMENTS_INVALID
-        when edited arguments break the schema, and APPROVAL_FORBIDDEN when the caller may not decide about its own run.
+        another one fails with APPROVAL_DECIDED; reasons are not compared. Fails with APPROVAL_NOT_FOUND when none was asked
+        for the call, APPROVAL_EXPIRED, RUN_ENDING, REQUEST_INVALID when `args_hash` is not that of the request,
+        TOOL_ARGUMENTS_INVALID when edited arguments break the schema, TOOL_DENIED when a rule denies them, and
+        APPROVAL_FORBIDDEN when the caller may not decide about its own run.
         """
 
 def add_ApprovalServiceServicer_to_server(servicer: ApprovalServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -104,6 +104,9 @@ class RunDefinition(_message.Message):
     PROVIDER_OPTIONS_JSON_FIELD_NUMBER: _builtins.int
     DEFAULT_PERMISSION_FIELD_NUMBER: _builtins.int
     PRICES_FIELD_NUMBER: _builtins.int
+    APPROVAL_TIMEOUT_FIELD_NUMBER: _builtins.int
+    TOOL_SCOPES_FIELD_NUMBER: _builtins.int
+    INHERITED_PERMISSIONS_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The agent."""
     agent_version: _builtins.int
@@ -154,6 +157,22 @@ class RunDefinition(_message.Message):
     def prices(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.Price]:
         """The prices of the models, in the order of models, as they were when the run was created."""
 
+    @_builtins.property
+    def approval_timeout(self) -> _duration_pb2.Duration:
+        """How long a call waits for an approval before it counts as refused. Unset: 24 hours."""
+
+    @_builtins.property
+    def tool_scopes(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolScope]:
+        """The scopes in which the tools were chosen: of the request, of the session, and of the runs above. A tool must be in
+        each of them. Child runs keep to them too.
+        """
+
+    @_builtins.property
+    def inherited_permissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PermissionScope]:
+        """The rules of the runs above, the nearest last. Each is judged for itself, and the strictest answer holds, so that a
+        child run may never do what a run above it may not.
+        """
+
     def __init__(
         self,
         *,
@@ -172,14 +191,75 @@ class RunDefinition(_message.Message):
         provider_options_json: _builtins.str = ...,
         default_permission: Global___PermissionAction.ValueType = ...,
         prices: _abc.Iterable[_model_pb2.Price] | None = ...,
+        approval_timeout: _duration_pb2.Duration | None = ...,
+        tool_scopes: _abc.Iterable[Global___ToolScope] | None = ...,
+        inherited_permissions: _abc.Iterable[Global___PermissionScope] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_timeout", b"approval_timeout", "limits", b"limits", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_permissions", b"agent_permissions", "agent_version", b"agent_version", "context_sources", b"context_sources", "default_permission", b"default_permission", "instructions", b"instructions", "limits", b"limits", "models", b"models", "operator_permissions", b"operator_permissions", "prices", b"prices", "provider_options_json", b"provider_options_json", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_permissions", b"agent_permissions", "agent_version", b"agent_version", "approval_timeout", b"approval_timeout", "context_sources", b"context_sources", "default_permission", b"default_permission", "inherited_permissions", b"inherited_permissions", "instructions", b"instructions", "limits", b"limits", "models", b"models", "operator_permissions", b"operator_permissions", "prices", b"prices", "provider_options_json", b"provider_options_json", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice", "tool_scopes", b"tool_scopes", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunDefinition: _TypeAlias = RunDefinition  # noqa: Y015
+
+@_typing.final
+class ToolScope(_message.Message):
+    """ToolScope is a choice of tools."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOOLS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of tools, or globs of names."""
+
+    def __init__(
+        self,
+        *,
+        tools: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tools", b"tools"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ToolScope: _TypeAlias = ToolScope  # noqa: Y015
+
+@_typing.final
+class PermissionScope(_message.Message):
+    """PermissionScope is everything by which one run's calls are judged."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OPERATOR_PERMISSIONS_FIELD_NUMBER: _builtins.int
+    AGENT_PERMISSIONS_FIELD_NUMBER: _builtins.int
+    DEFAULT_PERMISSION_FIELD_NUMBER: _builtins.int
+    default_permission: Global___PermissionAction.ValueType
+    """What a call that no rule matches gets, save for pure tools."""
+    @_builtins.property
+    def operator_permissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PermissionRule]:
+        """The operator's rules."""
+
+    @_builtins.property
+    def agent_permissions(self) -> _containers.RepeatedCompositeFieldContainer[Global___PermissionRule]:
+        """The agent's rules."""
+
+    def __init__(
+        self,
+        *,
+        operator_permissions: _abc.Iterable[Global___PermissionRule] | None = ...,
+        agent_permissions: _abc.Iterable[Global___PermissionRule] | None = ...,
+        default_permission: Global___PermissionAction.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_permissions", b"agent_permissions", "default_permission", b"default_permission", "operator_permissions", b"operator_permissions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PermissionScope: _TypeAlias = PermissionScope  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
@@ -200,6 +280,9 @@ class Limits(_message.Message):
     MAX_EVENTS_FIELD_NUMBER: _builtins.int
     MAX_LOG_BYTES_FIELD_NUMBER: _builtins.int
     MAX_HISTORY_MESSAGES_FIELD_NUMBER: _builtins.int
+    MAX_DEPTH_FIELD_NUMBER: _builtins.int
+    MAX_CHILDREN_FIELD_NUMBER: _builtins.int
+    MAX_PARALLEL_CHILDREN_FIELD_NUMBER: _builtins.int
     max_steps: _builtins.int
     """Most steps, a step being one model turn and its tools. Default 10."""
     max_tool_calls: _builtins.int
@@ -222,6 +305,12 @@ class Limits(_message.Message):
     """Most bytes of the run's log. Default 64 MiB."""
     max_history_messages: _builtins.int
     """Most messages of earlier runs that the model sees. Unset: no limit but the model's window."""
+    max_depth: _builtins.int
+    """Most levels of child runs below the run; 0: none. A child has at most one level less than its parent. Default 3."""
+    max_children: _builtins.int
+    """Most child runs that the run starts in all. A child has at most its parent's limit. Default 32."""
+    max_parallel_children: _builtins.int
+    """Most child runs of the run at once. A child has at most its parent's limit. Default 4."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """The run's deadline, counted while it runs. Default 1 hour."""
@@ -246,13 +335,20 @@ class Limits(_message.Message):
         max_events: _builtins.int | None = ...,
         max_log_bytes: _builtins.int | None = ...,
         max_history_messages: _builtins.int | None = ...,
+        max_depth: _builtins.int | None = ...,
+        max_children: _builtins.int | None = ...,
+        max_parallel_children: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_cost_micro_usd", b"_max_cost_micro_usd", "_max_events", b"_max_events", "_max_history_messages", b"_max_history_messages", "_max_length_recoveries", b"_max_length_recoveries", "_max_log_bytes", b"_max_log_bytes", "_max_parallel_tool_calls", b"_max_parallel_tool_calls", "_max_steps", b"_max_steps", "_max_tool_calls", b"_max_tool_calls", "_max_total_tokens", b"_max_total_tokens", "_tool_output_bytes", b"_tool_output_bytes", "_tool_output_lines", b"_tool_output_lines", "doom_loop", b"doom_loop", "max_cost_micro_usd", b"max_cost_micro_usd", "max_events", b"max_events", "max_history_messages", b"max_history_messages", "max_length_recoveries", b"max_length_recoveries", "max_log_bytes", b"max_log_bytes", "max_parallel_tool_calls", b"max_parallel_tool_calls", "max_steps", b"max_steps", "max_tool_calls", b"max_tool_calls", "max_total_tokens", b"max_total_tokens", "timeout", b"timeout", "tool_output_bytes", b"tool_output_bytes", "tool_output_lines", b"tool_output_lines"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_children", b"_max_children", "_max_cost_micro_usd", b"_max_cost_micro_usd", "_max_depth", b"_max_depth", "_max_events", b"_max_events", "_max_history_messages", b"_max_history_messages", "_max_length_recoveries", b"_max_length_recoveries", "_max_log_bytes", b"_max_log_bytes", "_max_parallel_children", b"_max_parallel_children", "_max_parallel_tool_calls", b"_max_parallel_tool_calls", "_max_steps", b"_max_steps", "_max_tool_calls", b"_max_tool_calls", "_max_total_tokens", b"_max_total_tokens", "_tool_output_bytes", b"_tool_output_bytes", "_tool_output_lines", b"_tool_output_lines", "doom_loop", b"doom_loop", "max_children", b"max_children", "max_cost_micro_usd", b"max_cost_micro_usd", "max_depth", b"max_depth", "max_events", b"max_events", "max_history_messages", b"max_history_messages", "max_length_recoveries", b"max_length_recoveries", "max_log_bytes", b"max_log_bytes", "max_parallel_children", b"max_parallel_children", "max_parallel_tool_calls", b"max_parallel_tool_calls", "max_steps", b"max_steps", "max_tool_calls", b"max_tool_calls", "max_total_tokens", b"max_total_tokens", "timeout", b"timeout", "tool_output_bytes", b"tool_output_bytes", "tool_output_lines", b"tool_output_lines"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_cost_micro_usd", b"_max_cost_micro_usd", "_max_events", b"_max_events", "_max_history_messages", b"_max_history_messages", "_max_length_recoveries", b"_max_length_recoveries", "_max_log_bytes", b"_max_log_bytes", "_max_parallel_tool_calls", b"_max_parallel_tool_calls", "_max_steps", b"_max_steps", "_max_tool_calls", b"_max_tool_calls", "_max_total_tokens", b"_max_total_tokens", "_tool_output_bytes", b"_tool_output_bytes", "_tool_output_lines", b"_tool_output_lines", "doom_loop", b"doom_loop", "max_cost_micro_usd", b"max_cost_micro_usd", "max_events", b"max_events", "max_history_messages", b"max_history_messages", "max_length_recoveries", b"max_length_recoveries", "max_log_bytes", b"max_log_bytes", "max_parallel_tool_calls", b"max_parallel_tool_calls", "max_steps", b"max_steps", "max_tool_calls", b"max_tool_calls", "max_total_tokens", b"max_total_tokens", "timeout", b"timeout", "tool_output_bytes", b"tool_output_bytes", "tool_output_lines", b"tool_output_lines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_children", b"_max_children", "_max_cost_micro_usd", b"_max_cost_micro_usd", "_max_depth", b"_max_depth", "_max_events", b"_max_events", "_max_history_messages", b"_max_history_messages", "_max_length_recoveries", b"_max_length_recoveries", "_max_log_bytes", b"_max_log_bytes", "_max_parallel_children", b"_max_parallel_children", "_max_parallel_tool_calls", b"_max_parallel_tool_calls", "_max_steps", b"_max_steps", "_max_tool_calls", b"_max_tool_calls", "_max_total_tokens", b"_max_total_tokens", "_tool_output_bytes", b"_tool_output_bytes", "_tool_output_lines", b"_tool_output_lines", "doom_loop", b"doom_loop", "max_children", b"max_children", "max_cost_micro_usd", b"max_cost_micro_usd", "max_depth", b"max_depth", "max_events", b"max_events", "max_history_messages", b"max_history_messages", "max_length_recoveries", b"max_length_recoveries", "max_log_bytes", b"max_log_bytes", "max_parallel_children", b"max_parallel_children", "max_parallel_tool_calls", b"max_parallel_tool_calls", "max_steps", b"max_steps", "max_tool_calls", b"max_tool_calls", "max_total_tokens", b"max_total_tokens", "timeout", b"timeout", "tool_output_bytes", b"tool_output_bytes", "tool_output_lines", b"tool_output_lines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_children: _TypeAlias = _typing.Literal["max_children"]  # noqa: Y015
+    _WhichOneofArgType__max_children: _TypeAlias = _typing.Literal["_max_children", b"_max_children"]  # noqa: Y015
     _WhichOneofReturnType__max_cost_micro_usd: _TypeAlias = _typing.Literal["max_cost_micro_usd"]  # noqa: Y015
     _WhichOneofArgType__max_cost_micro_usd: _TypeAlias = _typing.Literal["_max_cost_micro_usd", b"_max_cost_micro_usd"]  # noqa: Y015
+    _WhichOneofReturnType__max_depth: _TypeAlias = _typing.Literal["max_depth"]  # noqa: Y015
+    _WhichOneofArgType__max_depth: _TypeAlias = _typing.Literal["_max_depth", b"_max_depth"]  # noqa: Y015
     _WhichOneofReturnType__max_events: _TypeAlias = _typing.Literal["max_events"]  # noqa: Y015
     _WhichOneofArgType__max_events: _TypeAlias = _typing.Literal["_max_events", b"_max_events"]  # noqa: Y015
     _WhichOneofReturnType__max_history_messages: _TypeAlias = _typing.Literal["max_history_messages"]  # noqa: Y015
@@ -261,6 +357,8 @@ class Limits(_message.Message):
     _WhichOneofArgType__max_length_recoveries: _TypeAlias = _typing.Literal["_max_length_recoveries", b"_max_length_recoveries"]  # noqa: Y015
     _WhichOneofReturnType__max_log_bytes: _TypeAlias = _typing.Literal["max_log_bytes"]  # noqa: Y015
     _WhichOneofArgType__max_log_bytes: _TypeAlias = _typing.Literal["_max_log_bytes", b"_max_log_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__max_parallel_children: _TypeAlias = _typing.Literal["max_parallel_children"]  # noqa: Y015
+    _WhichOneofArgType__max_parallel_children: _TypeAlias = _typing.Literal["_max_parallel_children", b"_max_parallel_children"]  # noqa: Y015
     _WhichOneofReturnType__max_parallel_tool_calls: _TypeAlias = _typing.Literal["max_parallel_tool_calls"]  # noqa: Y015
     _WhichOneofArgType__max_parallel_tool_calls: _TypeAlias = _typing.Literal["_max_parallel_tool_calls", b"_max_parallel_tool_calls"]  # noqa: Y015
     _WhichOneofReturnType__max_steps: _TypeAlias = _typing.Literal["max_steps"]  # noqa: Y015
@@ -274,7 +372,11 @@ class Limits(_message.Message):
     _WhichOneofReturnType__tool_output_lines: _TypeAlias = _typing.Literal["tool_output_lines"]  # noqa: Y015
     _WhichOneofArgType__tool_output_lines: _TypeAlias = _typing.Literal["_tool_output_lines", b"_tool_output_lines"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_children) -> _WhichOneofReturnType__max_children | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cost_micro_usd) -> _WhichOneofReturnType__max_cost_micro_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_depth) -> _WhichOneofReturnType__max_depth | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_events) -> _WhichOneofReturnType__max_events | None: ...
     @_typing.overload
@@ -283,6 +385,8 @@ class Limits(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length_recoveries) -> _WhichOneofReturnType__max_length_recoveries | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_log_bytes) -> _WhichOneofReturnType__max_log_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parallel_children) -> _WhichOneofReturnType__max_parallel_children | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_parallel_tool_calls) -> _WhichOneofReturnType__max_parallel_tool_calls | None: ...
     @_typing.overload
@@ -423,7 +527,9 @@ class PermissionRule(_message.Message):
     @_builtins.property
     def arguments(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Globs over top-level arguments, by argument name; all must match. A string is matched as it is, any other value as
-        its JSON text. Empty: any arguments.
+        its JSON text, without blanks, with sorted keys and with whole numbers written as such. Arguments are also looked at
+        as they appear (look-alikes and names in other case) and with the JSON in their strings taken out; the strictest
+        answer holds. A glob is over text: it knows nothing of what a path or an address means. Empty: any arguments.
         """
 
     def __init__(

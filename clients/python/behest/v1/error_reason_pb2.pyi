@@ -192,12 +192,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The endpoint is not one that may be called. PERMISSION_DENIED; endpoint, rule."""
     ERROR_REASON_TOOL_SERVER_CONFIGURED: _ErrorReason.ValueType  # 921
     """The server is in the configuration, and no call can change it. FAILED_PRECONDITION; serverId."""
+    ERROR_REASON_TOOL_SERVER_REPLACED: _ErrorReason.ValueType  # 922
+    """Another stream of the same name and principal took this one's place. ABORTED; name."""
     ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 1000
-    """There is no such request. NOT_FOUND; runId, callId."""
+    """No approval was asked for the call. NOT_FOUND; callId."""
     ERROR_REASON_APPROVAL_DECIDED: _ErrorReason.ValueType  # 1001
-    """The request has another decision. FAILED_PRECONDITION; decision, by."""
+    """The request has another decision. FAILED_PRECONDITION; callId, decision, by."""
     ERROR_REASON_APPROVAL_EXPIRED: _ErrorReason.ValueType  # 1002
-    """The request has expired. FAILED_PRECONDITION; until."""
+    """The request has expired. FAILED_PRECONDITION; callId, until."""
     ERROR_REASON_APPROVAL_FORBIDDEN: _ErrorReason.ValueType  # 1003
     """The run's own principal may not approve. PERMISSION_DENIED; principal."""
     ERROR_REASON_ARTIFACT_NOT_FOUND: _ErrorReason.ValueType  # 1100
@@ -417,12 +419,14 @@ ERROR_REASON_TOOL_ENDPOINT_REFUSED: ErrorReason.ValueType  # 920
 """The endpoint is not one that may be called. PERMISSION_DENIED; endpoint, rule."""
 ERROR_REASON_TOOL_SERVER_CONFIGURED: ErrorReason.ValueType  # 921
 """The server is in the configuration, and no call can change it. FAILED_PRECONDITION; serverId."""
+ERROR_REASON_TOOL_SERVER_REPLACED: ErrorReason.ValueType  # 922
+"""Another stream of the same name and principal took this one's place. ABORTED; name."""
 ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 1000
-"""There is no such request. NOT_FOUND; runId, callId."""
+"""No approval was asked for the call. NOT_FOUND; callId."""
 ERROR_REASON_APPROVAL_DECIDED: ErrorReason.ValueType  # 1001
-"""The request has another decision. FAILED_PRECONDITION; decision, by."""
+"""The request has another decision. FAILED_PRECONDITION; callId, decision, by."""
 ERROR_REASON_APPROVAL_EXPIRED: ErrorReason.ValueType  # 1002
-"""The request has expired. FAILED_PRECONDITION; until."""
+"""The request has expired. FAILED_PRECONDITION; callId, until."""
 ERROR_REASON_APPROVAL_FORBIDDEN: ErrorReason.ValueType  # 1003
 """The run's own principal may not approve. PERMISSION_DENIED; principal."""
 ERROR_REASON_ARTIFACT_NOT_FOUND: ErrorReason.ValueType  # 1100

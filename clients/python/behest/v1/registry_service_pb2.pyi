@@ -234,12 +234,13 @@ Global___UnregisterServerResponse: _TypeAlias = UnregisterServerResponse  # noqa
 
 @_typing.final
 class AttachServerRequest(_message.Message):
-    """AttachServerRequest is one frame from the attached server."""
+    """AttachServerRequest is one frame from the attached server. One without a frame is a heartbeat."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     HELLO_FIELD_NUMBER: _builtins.int
     REPLY_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___AttachHello:
         """Who attaches and what it serves. Required first; sent again, it replaces the offer as a whole."""
@@ -248,17 +249,22 @@ class AttachServerRequest(_message.Message):
     def reply(self) -> Global___AttachReply:
         """Part of the answer to a call."""
 
+    @_builtins.property
+    def drain(self) -> Global___AttachDrain:
+        """The server is stopping: no call is sent to it until it says hello again. It finishes what it has."""
+
     def __init__(
         self,
         *,
         hello: Global___AttachHello | None = ...,
         reply: Global___AttachReply | None = ...,
+        drain: Global___AttachDrain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "hello", b"hello", "reply", b"reply"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "frame", b"frame", "hello", b"hello", "reply", b"reply"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "hello", b"hello", "reply", b"reply"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["drain", b"drain", "frame", b"frame", "hello", b"hello", "reply", b"reply"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "reply"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["hello", "reply", "drain"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -273,6 +279,8 @@ class AttachServerResponse(_message.Message):
     WELCOME_FIELD_NUMBER: _builtins.int
     CALL_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    DRAIN_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___AttachWelcome:
         """Answer to each hello."""
@@ -285,18 +293,28 @@ class AttachServerResponse(_message.Message):
     def cancel(self) -> Global___AttachCancel:
         """A call whose answer is no longer wanted."""
 
+    @_builtins.property
+    def arguments(self) -> Global___AttachArguments:
+        """More of the arguments of a call."""
+
+    @_builtins.property
+    def drain(self) -> Global___AttachDrain:
+        """No more calls come here. The server finishes what it has, ends its stream, and attaches again unless it stops."""
+
     def __init__(
         self,
         *,
         welcome: Global___AttachWelcome | None = ...,
         call: Global___AttachCall | None = ...,
         cancel: Global___AttachCancel | None = ...,
+        arguments: Global___AttachArguments | None = ...,
+        drain: Global___AttachDrain | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "cancel", b"cancel", "frame", b"frame", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "call", b"call", "cancel", b"cancel", "drain", b"drain", "frame", b"frame", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "cancel", b"cancel", "frame", b"frame", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "call", b"call", "cancel", b"cancel", "drain", b"drain", "frame", b"frame", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "call", "cancel"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["welcome", "call", "cancel", "arguments", "drain"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -313,12 +331,21 @@ class AttachHello(_message.Message):
     MODELS_FIELD_NUMBER: _builtins.int
     DEDUPE_RETENTION_FIELD_NUMBER: _builtins.int
     MAX_CONCURRENT_CALLS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    TAKES_CHUNKED_ARGUMENTS_FIELD_NUMBER: _builtins.int
     server_name: _builtins.str
     """Required. Name of the server. One that is not registered yet is registered by this, without policies, so that all
     its tools are NON_IDEMPOTENT until the operator says otherwise.
     """
     max_concurrent_calls: _builtins.int
-    """Most calls that it takes at once. 0 = the daemon's limit."""
+    """Most calls of tools and models that it takes at once. 0 = the daemon's limit."""
+    lease_id: _builtins.str
+    """`lease_id` of the last welcome, kept in memory only: it says that none of the calls since then were forgotten.
+    Empty = it is a new process, or was never welcomed.
+    """
+    takes_chunked_arguments: _builtins.bool
+    """Whether it takes the arguments of a call in several frames. If not, a call that does not fit one frame fails."""
     @_builtins.property
     def tools(self) -> _containers.RepeatedCompositeFieldContainer[_tool_pb2.Tool]:
         """Tools that it serves. Fields that the daemon sets are ignored."""
@@ -333,6 +360,12 @@ class AttachHello(_message.Message):
         registration's counts, if both are set.
         """
 
+    @_builtins.property
+    def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___AttachHeld]:
+        """Every call of a tool that it holds by its key, running or done: of those that are done, at most 10,000, the latest.
+        Read in the first hello of a stream only.
+        """
+
     def __init__(
         self,
         *,
@@ -341,14 +374,43 @@ class AttachHello(_message.Message):
         models: _abc.Iterable[_model_pb2.Model] | None = ...,
         dedupe_retention: _duration_pb2.Duration | None = ...,
         max_concurrent_calls: _builtins.int = ...,
+        held: _abc.Iterable[Global___AttachHeld] | None = ...,
+        lease_id: _builtins.str = ...,
+        takes_chunked_arguments: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["dedupe_retention", b"dedupe_retention"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dedupe_retention", b"dedupe_retention", "max_concurrent_calls", b"max_concurrent_calls", "models", b"models", "server_name", b"server_name", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dedupe_retention", b"dedupe_retention", "held", b"held", "lease_id", b"lease_id", "max_concurrent_calls", b"max_concurrent_calls", "models", b"models", "server_name", b"server_name", "takes_chunked_arguments", b"takes_chunked_arguments", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttachHello: _TypeAlias = AttachHello  # noqa: Y015
+
+@_typing.final
+class AttachHeld(_message.Message):
+    """AttachHeld is a call that the server knows by its key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    IS_DONE_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """Required. Key of the call."""
+    is_done: _builtins.bool
+    """Whether it is done, and its result can still be had by sending the call again. False = it is being executed."""
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        is_done: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "is_done", b"is_done"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachHeld: _TypeAlias = AttachHeld  # noqa: Y015
 
 @_typing.final
 class AttachWelcome(_message.Message):
@@ -359,6 +421,15 @@ class AttachWelcome(_message.Message):
     SERVER_FIELD_NUMBER: _builtins.int
     RECONNECT_WINDOW_FIELD_NUMBER: _builtins.int
     HEARTBEAT_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
+    MAX_FRAME_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_CONCURRENT_CALLS_FIELD_NUMBER: _builtins.int
+    lease_id: _builtins.str
+    """The daemon's name for this attachment, to be sent back in the next hello. May be another one than before."""
+    max_frame_bytes: _builtins.int
+    """Largest frame that the daemon sends and takes, in bytes. A larger one ends the stream: large results go by chunks."""
+    max_concurrent_calls: _builtins.int
+    """Most unfinished calls that the daemon will have on the stream: the smaller of its limit and the hello's."""
     @_builtins.property
     def server(self) -> _server_pb2.Server:
         """The server as it is registered now."""
@@ -369,7 +440,7 @@ class AttachWelcome(_message.Message):
 
     @_builtins.property
     def heartbeat(self) -> _duration_pb2.Duration:
-        """Longest silence between two frames to the server."""
+        """Longest silence between two frames, in both directions. Three times this without a frame: the stream is dead."""
 
     def __init__(
         self,
@@ -377,10 +448,13 @@ class AttachWelcome(_message.Message):
         server: _server_pb2.Server | None = ...,
         reconnect_window: _duration_pb2.Duration | None = ...,
         heartbeat: _duration_pb2.Duration | None = ...,
+        lease_id: _builtins.str = ...,
+        max_frame_bytes: _builtins.int = ...,
+        max_concurrent_calls: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "reconnect_window", b"reconnect_window", "server", b"server"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "reconnect_window", b"reconnect_window", "server", b"server"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["heartbeat", b"heartbeat", "lease_id", b"lease_id", "max_concurrent_calls", b"max_concurrent_calls", "max_frame_bytes", b"max_frame_bytes", "reconnect_window", b"reconnect_window", "server", b"server"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -388,7 +462,9 @@ Global___AttachWelcome: _TypeAlias = AttachWelcome  # noqa: Y015
 
 @_typing.final
 class AttachCall(_message.Message):
-    """AttachCall is a call to serve."""
+    """AttachCall is a call to serve. A call of a tool whose key the server holds is joined, never executed again: the server
+    answers with what it has, further frames of the running call or the result that it kept.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -399,10 +475,13 @@ class AttachCall(_message.Message):
     GET_CALL_STATUS_FIELD_NUMBER: _builtins.int
     STREAM_CHAT_FIELD_NUMBER: _builtins.int
     EMBED_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
     call_number: _builtins.int
     """Number of the call on this stream, from 1."""
     traceparent: _builtins.str
     """W3C trace context of the call. May be empty."""
+    more: _builtins.bool
+    """Whether the arguments of `call_tool` follow in AttachArguments frames, and `arguments_json` is empty."""
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """When the answer is no longer waited for. Unset = never."""
@@ -433,10 +512,11 @@ class AttachCall(_message.Message):
         get_call_status: _tool_service_pb2.GetCallStatusRequest | None = ...,
         stream_chat: _chat_service_pb2.StreamChatRequest | None = ...,
         embed: _embedding_service_pb2.EmbedRequest | None = ...,
+        more: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call_tool", b"call_tool", "deadline", b"deadline", "embed", b"embed", "get_call_status", b"get_call_status", "request", b"request", "stream_chat", b"stream_chat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_number", b"call_number", "call_tool", b"call_tool", "deadline", b"deadline", "embed", b"embed", "get_call_status", b"get_call_status", "request", b"request", "stream_chat", b"stream_chat", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_number", b"call_number", "call_tool", b"call_tool", "deadline", b"deadline", "embed", b"embed", "get_call_status", b"get_call_status", "more", b"more", "request", b"request", "stream_chat", b"stream_chat", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_request: _TypeAlias = _typing.Literal["call_tool", "get_call_status", "stream_chat", "embed"]  # noqa: Y015
     _WhichOneofArgType_request: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
@@ -445,8 +525,55 @@ class AttachCall(_message.Message):
 Global___AttachCall: _TypeAlias = AttachCall  # noqa: Y015
 
 @_typing.final
+class AttachArguments(_message.Message):
+    """AttachArguments is a part of the arguments of a call, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_NUMBER_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    call_number: _builtins.int
+    """Number of the call."""
+    chunk: _builtins.bytes
+    """The next bytes of the arguments' UTF-8. A character may be split between two frames. At most 1 MiB."""
+    more: _builtins.bool
+    """Whether another part follows."""
+    def __init__(
+        self,
+        *,
+        call_number: _builtins.int = ...,
+        chunk: _builtins.bytes = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_number", b"call_number", "chunk", b"chunk", "more", b"more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachArguments: _TypeAlias = AttachArguments  # noqa: Y015
+
+@_typing.final
+class AttachDrain(_message.Message):
+    """AttachDrain says that no more calls are wanted, or come. Calls in flight end as they would."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachDrain: _TypeAlias = AttachDrain  # noqa: Y015
+
+@_typing.final
 class AttachCancel(_message.Message):
-    """AttachCancel withdraws a call. The server stops the work if it can, and ends the call."""
+    """AttachCancel withdraws a call: the server stops the work if it can, and ends the call. The end is the receipt."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -478,6 +605,7 @@ class AttachReply(_message.Message):
     STREAM_CHAT_FIELD_NUMBER: _builtins.int
     EMBED_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    ACCEPTED_FIELD_NUMBER: _builtins.int
     call_number: _builtins.int
     """Number of the call."""
     @_builtins.property
@@ -500,6 +628,10 @@ class AttachReply(_message.Message):
     def end(self) -> Global___AttachEnd:
         """End of the call."""
 
+    @_builtins.property
+    def accepted(self) -> Global___AttachAccepted:
+        """The call is being executed, or was joined."""
+
     def __init__(
         self,
         *,
@@ -509,16 +641,34 @@ class AttachReply(_message.Message):
         stream_chat: _chat_service_pb2.StreamChatResponse | None = ...,
         embed: _embedding_service_pb2.EmbedResponse | None = ...,
         end: Global___AttachEnd | None = ...,
+        accepted: Global___AttachAccepted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call_tool", b"call_tool", "embed", b"embed", "end", b"end", "get_call_status", b"get_call_status", "response", b"response", "stream_chat", b"stream_chat"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "call_tool", b"call_tool", "embed", b"embed", "end", b"end", "get_call_status", b"get_call_status", "response", b"response", "stream_chat", b"stream_chat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_number", b"call_number", "call_tool", b"call_tool", "embed", b"embed", "end", b"end", "get_call_status", b"get_call_status", "response", b"response", "stream_chat", b"stream_chat"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "call_number", b"call_number", "call_tool", b"call_tool", "embed", b"embed", "end", b"end", "get_call_status", b"get_call_status", "response", b"response", "stream_chat", b"stream_chat"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["call_tool", "get_call_status", "stream_chat", "embed", "end"]  # noqa: Y015
+    _WhichOneofReturnType_response: _TypeAlias = _typing.Literal["call_tool", "get_call_status", "stream_chat", "embed", "end", "accepted"]  # noqa: Y015
     _WhichOneofArgType_response: _TypeAlias = _typing.Literal["response", b"response"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_response) -> _WhichOneofReturnType_response | None: ...
 
 Global___AttachReply: _TypeAlias = AttachReply  # noqa: Y015
+
+@_typing.final
+class AttachAccepted(_message.Message):
+    """AttachAccepted says that a call has begun to be executed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AttachAccepted: _TypeAlias = AttachAccepted  # noqa: Y015
 
 @_typing.final
 class AttachEnd(_message.Message):

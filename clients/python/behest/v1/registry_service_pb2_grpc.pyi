@@ -59,8 +59,12 @@ class RegistryServiceStub:
 
     The caller sends its hello, the daemon its welcome, then calls and replies follow. When the stream breaks, what the
     server offers stays for the reconnect window, and a new stream with the same name takes its place; a second live
-    stream of the same name and principal ends the first with ABORTED. The daemon asks GetCallStatus for calls in
-    doubt. Fails as RegisterServer does, and on drain with RUNTIME_DRAINING.
+    stream of the same name and principal ends the first with ABORTED.
+
+    The server goes on with its calls meanwhile, and reports their keys in its next hello. The daemon joins a call that
+    is reported by sending it again. One that is not reported by the same process, known by its lease, counts as
+    NEVER_SEEN, and is sent again as another attempt. The silence of another process proves nothing: then, and when the
+    window is over, the class of the tool decides. Fails as RegisterServer does, and on drain with RUNTIME_DRAINING.
     """
 
 @_typing.type_check_only
@@ -94,8 +98,12 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
 
     The caller sends its hello, the daemon its welcome, then calls and replies follow. When the stream breaks, what the
     server offers stays for the reconnect window, and a new stream with the same name takes its place; a second live
-    stream of the same name and principal ends the first with ABORTED. The daemon asks GetCallStatus for calls in
-    doubt. Fails as RegisterServer does, and on drain with RUNTIME_DRAINING.
+    stream of the same name and principal ends the first with ABORTED.
+
+    The server goes on with its calls meanwhile, and reports their keys in its next hello. The daemon joins a call that
+    is reported by sending it again. One that is not reported by the same process, known by its lease, counts as
+    NEVER_SEEN, and is sent again as another attempt. The silence of another process proves nothing: then, and when the
+    window is over, the class of the tool decides. Fails as RegisterServer does, and on drain with RUNTIME_DRAINING.
     """
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -156,8 +164,12 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
 
         The caller sends its hello, the daemon its welcome, then calls and replies follow. When the stream breaks, what the
         server offers stays for the reconnect window, and a new stream with the same name takes its place; a second live
-        stream of the same name and principal ends the first with ABORTED. The daemon asks GetCallStatus for calls in
-        doubt. Fails as RegisterServer does, and on drain with RUNTIME_DRAINING.
+        stream of the same name and principal ends the first with ABORTED.
+
+        The server goes on with its calls meanwhile, and reports their keys in its next hello. The daemon joins a call that
+        is reported by sending it again. One that is not reported by the same process, known by its lease, counts as
+        NEVER_SEEN, and is sent again as another attempt. The silence of another process proves nothing: then, and when the
+        window is over, the class of the tool decides. Fails as RegisterServer does, and on drain with RUNTIME_DRAINING.
         """
 
 def add_RegistryServiceServicer_to_server(servicer: RegistryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -599,25 +599,37 @@ Global___CancelReceipt: _TypeAlias = CancelReceipt  # noqa: Y015
 
 @_typing.final
 class ChildRunStarted(_message.Message):
-    """ChildRunStarted says that a child run began."""
+    """ChildRunStarted says that a child run is to begin. Whoever owns the run creates the child with just this id, once."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     CHILD_RUN_ID_FIELD_NUMBER: _builtins.int
     CALL_ID_FIELD_NUMBER: _builtins.int
+    BUDGETS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
     child_run_id: _builtins.str
     """The child."""
     call_id: _builtins.str
     """The call that it serves."""
+    @_builtins.property
+    def budgets(self) -> _definition_pb2.Budgets:
+        """What it may consume: its share of what this run has left."""
+
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long it may run: what this run has left."""
+
     def __init__(
         self,
         *,
         child_run_id: _builtins.str = ...,
         call_id: _builtins.str = ...,
+        budgets: _definition_pb2.Budgets | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "child_run_id", b"child_run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "call_id", b"call_id", "child_run_id", b"child_run_id", "timeout", b"timeout"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -638,7 +650,7 @@ class ChildRunEnded(_message.Message):
     call_id: _builtins.str
     """The call that it serves."""
     state: _run_state_pb2.RunState.ValueType
-    """Its state."""
+    """Its state. Unspecified: it could not be created."""
     @_builtins.property
     def usage(self) -> _usage_pb2.Usage:
         """What it consumed; counted in this run too."""

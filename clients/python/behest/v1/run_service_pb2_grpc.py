@@ -142,7 +142,8 @@ class RunServiceServicer(object):
 
     def SendInput(self, request, context):
         """Says something to a run that is queued, running or waiting. It joins the next model call; a run that waits for input
-        gets it as the answer. Fails with RUN_ENDING.
+        gets it as the answer. Fails with RUN_ENDING, and with REQUEST_ID_REUSED when the run has an input of that id that
+        says something else.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -58,7 +58,8 @@ class RunServiceStub:
     """
     SendInput: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.SendInputRequest, _run_service_pb2.SendInputResponse]
     """Says something to a run that is queued, running or waiting. It joins the next model call; a run that waits for input
-    gets it as the answer. Fails with RUN_ENDING.
+    gets it as the answer. Fails with RUN_ENDING, and with REQUEST_ID_REUSED when the run has an input of that id that
+    says something else.
     """
     ForkRun: _grpc.UnaryUnaryMultiCallable[_run_service_pb2.ForkRunRequest, _run_service_pb2.ForkRunResponse]
     """Creates a run that starts from the transcript of another up to a sequence. Forking a failed run at its head retries
@@ -101,7 +102,8 @@ class RunServiceAsyncStub(RunServiceStub):
     """
     SendInput: _aio.UnaryUnaryMultiCallable[_run_service_pb2.SendInputRequest, _run_service_pb2.SendInputResponse]  # type: ignore[assignment]
     """Says something to a run that is queued, running or waiting. It joins the next model call; a run that waits for input
-    gets it as the answer. Fails with RUN_ENDING.
+    gets it as the answer. Fails with RUN_ENDING, and with REQUEST_ID_REUSED when the run has an input of that id that
+    says something else.
     """
     ForkRun: _aio.UnaryUnaryMultiCallable[_run_service_pb2.ForkRunRequest, _run_service_pb2.ForkRunResponse]  # type: ignore[assignment]
     """Creates a run that starts from the transcript of another up to a sequence. Forking a failed run at its head retries
@@ -183,7 +185,8 @@ class RunServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_run_service_pb2.SendInputResponse, _abc.Awaitable[_run_service_pb2.SendInputResponse]]:
         """Says something to a run that is queued, running or waiting. It joins the next model call; a run that waits for input
-        gets it as the answer. Fails with RUN_ENDING.
+        gets it as the answer. Fails with RUN_ENDING, and with REQUEST_ID_REUSED when the run has an input of that id that
+        says something else.
         """
 
     @_abc_1.abstractmethod

@@ -87,7 +87,9 @@ class RunSpec(_message.Message):
 
     @_builtins.property
     def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The tools to offer, a subset of the agent's, by name or glob. Empty: all of the agent's."""
+        """The tools to offer, a subset of the agent's, by name or glob: the scope of the run and of its child runs. Empty: all
+        of the agent's.
+        """
 
     @_builtins.property
     def tool_choice(self) -> _chat_pb2.ToolChoice:

@@ -26,7 +26,7 @@ from behest.v1 import chat_pb2 as behest_dot_v1_dot_chat__pb2
 from behest.v1 import message_pb2 as behest_dot_v1_dot_message__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x65hest/v1/run_state.proto\x12\tbehest.v1\x1a\x14\x62\x65hest/v1/chat.proto\x1a\x17\x62\x65hest/v1/message.proto\"|\n\tRunOutput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0c\n\x04json\x18\x02 \x01(\t\x12#\n\x07message\x18\x03 \x01(\x0b\x32\x12.behest.v1.Message\x12.\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x17.behest.v1.FinishReason*\xe4\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x15\n\x11RUN_STATE_WAITING\x10\x03\x12\x18\n\x14RUN_STATE_CANCELLING\x10\x04\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x05\x12\x14\n\x10RUN_STATE_FAILED\x10\x06\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x07\x12\x17\n\x13RUN_STATE_TIMED_OUT\x10\x08*\xc3\x01\n\nWaitReason\x12\x1b\n\x17WAIT_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14WAIT_REASON_APPROVAL\x10\x01\x12\x15\n\x11WAIT_REASON_INPUT\x10\x02\x12\x1f\n\x1bWAIT_REASON_OUTCOME_UNKNOWN\x10\x03\x12\x17\n\x13WAIT_REASON_BACKOFF\x10\x04\x12\x15\n\x11WAIT_REASON_QUOTA\x10\x05\x12\x16\n\x12WAIT_REASON_PAUSED\x10\x06*Z\n\nCancelMode\x12\x1b\n\x17\x43\x41NCEL_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41NCEL_MODE_GRACEFUL\x10\x01\x12\x15\n\x11\x43\x41NCEL_MODE_FORCE\x10\x02*\xb1\x01\n\x0b\x43\x61ncelCause\x12\x1c\n\x18\x43\x41NCEL_CAUSE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43\x41NCEL_CAUSE_CLIENT\x10\x01\x12\x1b\n\x17\x43\x41NCEL_CAUSE_DISCONNECT\x10\x02\x12\x1a\n\x16\x43\x41NCEL_CAUSE_INTERRUPT\x10\x03\x12\x17\n\x13\x43\x41NCEL_CAUSE_PARENT\x10\x04\x12\x19\n\x15\x43\x41NCEL_CAUSE_OPERATOR\x10\x05*\x82\x01\n\rSessionPolicy\x12\x1e\n\x1aSESSION_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14SESSION_POLICY_QUEUE\x10\x01\x12\x19\n\x15SESSION_POLICY_REJECT\x10\x02\x12\x1c\n\x18SESSION_POLICY_INTERRUPT\x10\x03*\xa7\x01\n\x0f\x44urabilityClass\x12 \n\x1c\x44URABILITY_CLASS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44URABILITY_CLASS_NONE\x10\x01\x12\x1a\n\x16\x44URABILITY_CLASS_LOSSY\x10\x02\x12\x1a\n\x16\x44URABILITY_CLASS_LOCAL\x10\x03\x12\x1f\n\x1b\x44URABILITY_CLASS_REPLICATED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x65hest/v1/run_state.proto\x12\tbehest.v1\x1a\x14\x62\x65hest/v1/chat.proto\x1a\x17\x62\x65hest/v1/message.proto\"|\n\tRunOutput\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x0c\n\x04json\x18\x02 \x01(\t\x12#\n\x07message\x18\x03 \x01(\x0b\x32\x12.behest.v1.Message\x12.\n\rfinish_reason\x18\x04 \x01(\x0e\x32\x17.behest.v1.FinishReason*\xe4\x01\n\x08RunState\x12\x19\n\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x14\n\x10RUN_STATE_QUEUED\x10\x01\x12\x15\n\x11RUN_STATE_RUNNING\x10\x02\x12\x15\n\x11RUN_STATE_WAITING\x10\x03\x12\x18\n\x14RUN_STATE_CANCELLING\x10\x04\x12\x17\n\x13RUN_STATE_COMPLETED\x10\x05\x12\x14\n\x10RUN_STATE_FAILED\x10\x06\x12\x17\n\x13RUN_STATE_CANCELLED\x10\x07\x12\x17\n\x13RUN_STATE_TIMED_OUT\x10\x08*\xda\x01\n\nWaitReason\x12\x1b\n\x17WAIT_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14WAIT_REASON_APPROVAL\x10\x01\x12\x15\n\x11WAIT_REASON_INPUT\x10\x02\x12\x1f\n\x1bWAIT_REASON_OUTCOME_UNKNOWN\x10\x03\x12\x17\n\x13WAIT_REASON_BACKOFF\x10\x04\x12\x15\n\x11WAIT_REASON_QUOTA\x10\x05\x12\x16\n\x12WAIT_REASON_PAUSED\x10\x06\x12\x15\n\x11WAIT_REASON_CHILD\x10\x07*Z\n\nCancelMode\x12\x1b\n\x17\x43\x41NCEL_MODE_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43\x41NCEL_MODE_GRACEFUL\x10\x01\x12\x15\n\x11\x43\x41NCEL_MODE_FORCE\x10\x02*\xb1\x01\n\x0b\x43\x61ncelCause\x12\x1c\n\x18\x43\x41NCEL_CAUSE_UNSPECIFIED\x10\x00\x12\x17\n\x13\x43\x41NCEL_CAUSE_CLIENT\x10\x01\x12\x1b\n\x17\x43\x41NCEL_CAUSE_DISCONNECT\x10\x02\x12\x1a\n\x16\x43\x41NCEL_CAUSE_INTERRUPT\x10\x03\x12\x17\n\x13\x43\x41NCEL_CAUSE_PARENT\x10\x04\x12\x19\n\x15\x43\x41NCEL_CAUSE_OPERATOR\x10\x05*\x82\x01\n\rSessionPolicy\x12\x1e\n\x1aSESSION_POLICY_UNSPECIFIED\x10\x00\x12\x18\n\x14SESSION_POLICY_QUEUE\x10\x01\x12\x19\n\x15SESSION_POLICY_REJECT\x10\x02\x12\x1c\n\x18SESSION_POLICY_INTERRUPT\x10\x03*\xa7\x01\n\x0f\x44urabilityClass\x12 \n\x1c\x44URABILITY_CLASS_UNSPECIFIED\x10\x00\x12\x19\n\x15\x44URABILITY_CLASS_NONE\x10\x01\x12\x1a\n\x16\x44URABILITY_CLASS_LOSSY\x10\x02\x12\x1a\n\x16\x44URABILITY_CLASS_LOCAL\x10\x03\x12\x1f\n\x1b\x44URABILITY_CLASS_REPLICATED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,15 +36,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RUNSTATE']._serialized_start=214
   _globals['_RUNSTATE']._serialized_end=442
   _globals['_WAITREASON']._serialized_start=445
-  _globals['_WAITREASON']._serialized_end=640
-  _globals['_CANCELMODE']._serialized_start=642
-  _globals['_CANCELMODE']._serialized_end=732
-  _globals['_CANCELCAUSE']._serialized_start=735
-  _globals['_CANCELCAUSE']._serialized_end=912
-  _globals['_SESSIONPOLICY']._serialized_start=915
-  _globals['_SESSIONPOLICY']._serialized_end=1045
-  _globals['_DURABILITYCLASS']._serialized_start=1048
-  _globals['_DURABILITYCLASS']._serialized_end=1215
+  _globals['_WAITREASON']._serialized_end=663
+  _globals['_CANCELMODE']._serialized_start=665
+  _globals['_CANCELMODE']._serialized_end=755
+  _globals['_CANCELCAUSE']._serialized_start=758
+  _globals['_CANCELCAUSE']._serialized_end=935
+  _globals['_SESSIONPOLICY']._serialized_start=938
+  _globals['_SESSIONPOLICY']._serialized_end=1068
+  _globals['_DURABILITYCLASS']._serialized_start=1071
+  _globals['_DURABILITYCLASS']._serialized_end=1238
   _globals['_RUNOUTPUT']._serialized_start=87
   _globals['_RUNOUTPUT']._serialized_end=211
 # @@protoc_insertion_point(module_scope)

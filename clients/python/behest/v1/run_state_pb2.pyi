@@ -87,6 +87,8 @@ class _WaitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitReason
     """The provider's quota."""
     WAIT_REASON_PAUSED: _WaitReason.ValueType  # 6
     """An operator paused what the run needs."""
+    WAIT_REASON_CHILD: _WaitReason.ValueType  # 7
+    """A child run, which waits itself."""
 
 class WaitReason(_WaitReason, metaclass=_WaitReasonEnumTypeWrapper):
     """WaitReason says what a run waits for. Clients must tolerate values they do not know."""
@@ -105,6 +107,8 @@ WAIT_REASON_QUOTA: WaitReason.ValueType  # 5
 """The provider's quota."""
 WAIT_REASON_PAUSED: WaitReason.ValueType  # 6
 """An operator paused what the run needs."""
+WAIT_REASON_CHILD: WaitReason.ValueType  # 7
+"""A child run, which waits itself."""
 Global___WaitReason: _TypeAlias = WaitReason  # noqa: Y015
 
 class _CancelMode:

@@ -58,6 +58,7 @@ class Session(_message.Message):
     ACTIVE_RUN_ID_FIELD_NUMBER: _builtins.int
     QUEUED_RUN_IDS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
+    TOOLS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifies the session within its namespace: "ses_" and 32 hex digits, or what the client chose."""
     title: _builtins.str
@@ -92,6 +93,12 @@ class Session(_message.Message):
     def queued_run_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The runs that queue for it, in order. Filled by GetSession only."""
 
+    @_builtins.property
+    def tools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The scope of the session: names of tools, or globs of names, that its runs may be offered, of those that their agents
+        have. At most 256. Empty: no scope.
+        """
+
     def __init__(
         self,
         *,
@@ -108,10 +115,11 @@ class Session(_message.Message):
         active_run_id: _builtins.str = ...,
         queued_run_ids: _abc.Iterable[_builtins.str] | None = ...,
         version: _builtins.int = ...,
+        tools: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_run_id", b"active_run_id", "agent_id", b"agent_id", "create_time", b"create_time", "forked_from_session_id", b"forked_from_session_id", "id", b"id", "is_archived", b"is_archived", "is_hidden", b"is_hidden", "labels", b"labels", "metadata_json", b"metadata_json", "queued_run_ids", b"queued_run_ids", "title", b"title", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_run_id", b"active_run_id", "agent_id", b"agent_id", "create_time", b"create_time", "forked_from_session_id", b"forked_from_session_id", "id", b"id", "is_archived", b"is_archived", "is_hidden", b"is_hidden", "labels", b"labels", "metadata_json", b"metadata_json", "queued_run_ids", b"queued_run_ids", "title", b"title", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

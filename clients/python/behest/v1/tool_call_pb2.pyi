@@ -106,6 +106,7 @@ class ToolCallRecord(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     ELAPSED_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
+    RESOLVED_REASON_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the call, unique in its namespace."""
     run_id: _builtins.str
@@ -140,6 +141,8 @@ class ToolCallRecord(_message.Message):
     """Who settled an outcome that was unknown, as in the event ToolResolved. Empty = nobody, or it was never unknown."""
     index: _builtins.int
     """Place among the calls of its step, in the order in which the model asked, from 0."""
+    resolved_reason: _builtins.str
+    """Why it was settled so, in the words of `resolved_by`. May be empty."""
     @_builtins.property
     def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCallAttempt]:
         """Attempts, in order. Empty = never dispatched."""
@@ -185,10 +188,11 @@ class ToolCallRecord(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         elapsed: _duration_pb2.Duration | None = ...,
         index: _builtins.int = ...,
+        resolved_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "elapsed", b"elapsed", "end_time", b"end_time", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args_hash", b"args_hash", "arguments_json", b"arguments_json", "attempts", b"attempts", "create_time", b"create_time", "decided_by_rule", b"decided_by_rule", "elapsed", b"elapsed", "end_time", b"end_time", "executed", b"executed", "id", b"id", "idempotency_key", b"idempotency_key", "index", b"index", "message_id", b"message_id", "resolved_by", b"resolved_by", "result", b"result", "run_id", b"run_id", "server_id", b"server_id", "session_id", b"session_id", "side_effect", b"side_effect", "state", b"state", "step", b"step", "tool_hash", b"tool_hash", "tool_name", b"tool_name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args_hash", b"args_hash", "arguments_json", b"arguments_json", "attempts", b"attempts", "create_time", b"create_time", "decided_by_rule", b"decided_by_rule", "elapsed", b"elapsed", "end_time", b"end_time", "executed", b"executed", "id", b"id", "idempotency_key", b"idempotency_key", "index", b"index", "message_id", b"message_id", "resolved_by", b"resolved_by", "resolved_reason", b"resolved_reason", "result", b"result", "run_id", b"run_id", "server_id", b"server_id", "session_id", b"session_id", "side_effect", b"side_effect", "state", b"state", "step", b"step", "tool_hash", b"tool_hash", "tool_name", b"tool_name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

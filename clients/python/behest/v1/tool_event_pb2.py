@@ -29,7 +29,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x65hest/v1/tool_event.proto\x12\tbehest.v1\x1a\x17\x62\x65hest/v1/message.proto\x1a\x1b\x62\x65hest/v1/model_event.proto\x1a\x14\x62\x65hest/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x88\x02\n\x0bToolStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x11\n\ttool_hash\x18\x04 \x01(\x0c\x12*\n\x0bside_effect\x18\x05 \x01(\x0e\x32\x15.behest.v1.SideEffect\x12\x11\n\targs_hash\x18\x06 \x01(\x0c\x12\x10\n\x08\x65ndpoint\x18\x07 \x01(\t\x12,\n\x08\x64\x65\x61\x64line\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nallowed_by\x18\t \x01(\t\x12\x0c\n\x04name\x18\n \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x0b \x01(\t\"\xa9\x01\n\rToolCompleted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12%\n\x06result\x18\x03 \x01(\x0b\x32\x15.behest.v1.ToolResult\x12\x10\n\x08is_error\x18\x04 \x01(\x08\x12\x11\n\ttruncated\x18\x05 \x01(\x08\x12*\n\x07\x65lapsed\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x94\x02\n\nToolFailed\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\rfailure_class\x18\x03 \x01(\x0e\x32\x17.behest.v1.FailureClass\x12%\n\x08\x65xecuted\x18\x04 \x01(\x0e\x32\x13.behest.v1.Executed\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12.\n\nretry_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08is_final\x18\x08 \x01(\x08\x12*\n\x07\x65lapsed\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"<\n\nToolDenied\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\x8f\x01\n\x12ToolOutcomeUnknown\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12,\n\x06policy\x18\x03 \x01(\x0e\x32\x1c.behest.v1.ToolUnknownPolicy\x12)\n\x05until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"y\n\x0cToolResolved\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12%\n\x08\x65xecuted\x18\x03 \x01(\x0e\x32\x13.behest.v1.Executed\x12%\n\x06result\x18\x04 \x01(\x0b\x32\x15.behest.v1.ToolResultb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x65hest/v1/tool_event.proto\x12\tbehest.v1\x1a\x17\x62\x65hest/v1/message.proto\x1a\x1b\x62\x65hest/v1/model_event.proto\x1a\x14\x62\x65hest/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9a\x02\n\x0bToolStarted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x0b\n\x03key\x18\x03 \x01(\t\x12\x11\n\ttool_hash\x18\x04 \x01(\x0c\x12*\n\x0bside_effect\x18\x05 \x01(\x0e\x32\x15.behest.v1.SideEffect\x12\x11\n\targs_hash\x18\x06 \x01(\x0c\x12\x10\n\x08\x65ndpoint\x18\x07 \x01(\t\x12,\n\x08\x64\x65\x61\x64line\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nallowed_by\x18\t \x01(\t\x12\x0c\n\x04name\x18\n \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x0b \x01(\t\x12\x10\n\x08lease_id\x18\x0c \x01(\t\"\xa9\x01\n\rToolCompleted\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12%\n\x06result\x18\x03 \x01(\x0b\x32\x15.behest.v1.ToolResult\x12\x10\n\x08is_error\x18\x04 \x01(\x08\x12\x11\n\ttruncated\x18\x05 \x01(\x08\x12*\n\x07\x65lapsed\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x94\x02\n\nToolFailed\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\rfailure_class\x18\x03 \x01(\x0e\x32\x17.behest.v1.FailureClass\x12%\n\x08\x65xecuted\x18\x04 \x01(\x0e\x32\x13.behest.v1.Executed\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12.\n\nretry_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08is_final\x18\x08 \x01(\x08\x12*\n\x07\x65lapsed\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\"<\n\nToolDenied\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04rule\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\"\xcb\x01\n\x12ToolOutcomeUnknown\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12,\n\x06policy\x18\x03 \x01(\x0e\x32\x1c.behest.v1.ToolUnknownPolicy\x12)\n\x05until\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x07\x65lapsed\x18\x05 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x06 \x01(\t\"\x89\x01\n\x0cToolResolved\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\n\n\x02\x62y\x18\x02 \x01(\t\x12%\n\x08\x65xecuted\x18\x03 \x01(\x0e\x32\x13.behest.v1.Executed\x12%\n\x06result\x18\x04 \x01(\x0b\x32\x15.behest.v1.ToolResult\x12\x0e\n\x06reason\x18\x05 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,15 +37,15 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'behest.v1.tool_event_pb2', 
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TOOLSTARTED']._serialized_start=183
-  _globals['_TOOLSTARTED']._serialized_end=447
-  _globals['_TOOLCOMPLETED']._serialized_start=450
-  _globals['_TOOLCOMPLETED']._serialized_end=619
-  _globals['_TOOLFAILED']._serialized_start=622
-  _globals['_TOOLFAILED']._serialized_end=898
-  _globals['_TOOLDENIED']._serialized_start=900
-  _globals['_TOOLDENIED']._serialized_end=960
-  _globals['_TOOLOUTCOMEUNKNOWN']._serialized_start=963
-  _globals['_TOOLOUTCOMEUNKNOWN']._serialized_end=1106
-  _globals['_TOOLRESOLVED']._serialized_start=1108
-  _globals['_TOOLRESOLVED']._serialized_end=1229
+  _globals['_TOOLSTARTED']._serialized_end=465
+  _globals['_TOOLCOMPLETED']._serialized_start=468
+  _globals['_TOOLCOMPLETED']._serialized_end=637
+  _globals['_TOOLFAILED']._serialized_start=640
+  _globals['_TOOLFAILED']._serialized_end=916
+  _globals['_TOOLDENIED']._serialized_start=918
+  _globals['_TOOLDENIED']._serialized_end=978
+  _globals['_TOOLOUTCOMEUNKNOWN']._serialized_start=981
+  _globals['_TOOLOUTCOMEUNKNOWN']._serialized_end=1184
+  _globals['_TOOLRESOLVED']._serialized_start=1187
+  _globals['_TOOLRESOLVED']._serialized_end=1324
 # @@protoc_insertion_point(module_scope)

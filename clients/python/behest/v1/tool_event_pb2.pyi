@@ -38,6 +38,7 @@ class ToolStarted(_message.Message):
     ALLOWED_BY_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     ARGUMENTS_JSON_FIELD_NUMBER: _builtins.int
+    LEASE_ID_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """The call."""
     attempt: _builtins.int
@@ -58,6 +59,10 @@ class ToolStarted(_message.Message):
     """The tool's name."""
     arguments_json: _builtins.str
     """The exact arguments that are sent."""
+    lease_id: _builtins.str
+    """The attachment of the server, as AttachWelcome names it, and after a colon its stream. Empty for a server that is not
+    attached.
+    """
     @_builtins.property
     def deadline(self) -> _timestamp_pb2.Timestamp:
         """When the attempt is given up."""
@@ -76,10 +81,11 @@ class ToolStarted(_message.Message):
         allowed_by: _builtins.str = ...,
         name: _builtins.str = ...,
         arguments_json: _builtins.str = ...,
+        lease_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_by", b"allowed_by", "args_hash", b"args_hash", "arguments_json", b"arguments_json", "attempt", b"attempt", "call_id", b"call_id", "deadline", b"deadline", "endpoint", b"endpoint", "key", b"key", "name", b"name", "side_effect", b"side_effect", "tool_hash", b"tool_hash"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allowed_by", b"allowed_by", "args_hash", b"args_hash", "arguments_json", b"arguments_json", "attempt", b"attempt", "call_id", b"call_id", "deadline", b"deadline", "endpoint", b"endpoint", "key", b"key", "lease_id", b"lease_id", "name", b"name", "side_effect", b"side_effect", "tool_hash", b"tool_hash"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -229,15 +235,23 @@ class ToolOutcomeUnknown(_message.Message):
     ATTEMPT_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
+    ELAPSED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """The call."""
     attempt: _builtins.int
     """The attempt in doubt."""
     policy: _tool_pb2.ToolUnknownPolicy.ValueType
     """What is done about it."""
+    reason: _builtins.str
+    """Why the attempt brought no answer, a name of ErrorReason. Empty when its end was not seen."""
     @_builtins.property
     def until(self) -> _timestamp_pb2.Timestamp:
         """When the run stops waiting for somebody's word. Unset when it does not wait."""
+
+    @_builtins.property
+    def elapsed(self) -> _duration_pb2.Duration:
+        """How long the attempt took. Unset when its end was not seen, as after a crash."""
 
     def __init__(
         self,
@@ -246,10 +260,12 @@ class ToolOutcomeUnknown(_message.Message):
         attempt: _builtins.int = ...,
         policy: _tool_pb2.ToolUnknownPolicy.ValueType = ...,
         until: _timestamp_pb2.Timestamp | None = ...,
+        elapsed: _duration_pb2.Duration | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["elapsed", b"elapsed", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "call_id", b"call_id", "policy", b"policy", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "call_id", b"call_id", "elapsed", b"elapsed", "policy", b"policy", "reason", b"reason", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -265,12 +281,15 @@ class ToolResolved(_message.Message):
     BY_FIELD_NUMBER: _builtins.int
     EXECUTED_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     """The call."""
     by: _builtins.str
     """Who settled it: a principal, "late_reply", "status_query", "cancel" or "fork"."""
     executed: _tool_pb2.Executed.ValueType
     """Whether the tool took effect."""
+    reason: _builtins.str
+    """Why, in the words of who settled it. May be empty."""
     @_builtins.property
     def result(self) -> _message_pb2.ToolResult:
         """The call's result from here on. Unset when the call is sent again."""
@@ -282,10 +301,11 @@ class ToolResolved(_message.Message):
         by: _builtins.str = ...,
         executed: _tool_pb2.Executed.ValueType = ...,
         result: _message_pb2.ToolResult | None = ...,
+        reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "call_id", b"call_id", "executed", b"executed", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "call_id", b"call_id", "executed", b"executed", "reason", b"reason", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x65hest/v1/tool.proto\x12\tbehest.v1\x1a\x1egoogle/protobuf/duration.proto\"\xa9\x02\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x19\n\x11input_schema_json\x18\x03 \x01(\t\x12\x1a\n\x12output_schema_json\x18\x04 \x01(\t\x12\x0c\n\x04hash\x18\x05 \x01(\x0c\x12#\n\x05hints\x18\x06 \x01(\x0b\x32\x14.behest.v1.ToolHints\x12%\n\x06policy\x18\x07 \x01(\x0b\x32\x15.behest.v1.ToolPolicy\x12\x11\n\tserver_id\x18\x08 \x01(\t\x12+\n\x06labels\x18\t \x03(\x0b\x32\x1b.behest.v1.Tool.LabelsEntry\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\tToolHints\x12*\n\x0bside_effect\x18\x01 \x01(\x0e\x32\x15.behest.v1.SideEffect\x12\r\n\x05title\x18\x02 \x01(\t\"\x9c\x02\n\nToolPolicy\x12*\n\x0bside_effect\x18\x01 \x01(\x0e\x32\x15.behest.v1.SideEffect\x12\x11\n\texclusive\x18\x02 \x01(\x08\x12,\n\x08on_error\x18\x03 \x01(\x0e\x32\x1a.behest.v1.ToolErrorPolicy\x12\x30\n\non_unknown\x18\x04 \x01(\x0e\x32\x1c.behest.v1.ToolUnknownPolicy\x12)\n\x08timeouts\x18\x05 \x01(\x0b\x32\x17.behest.v1.ToolTimeouts\x12\x19\n\x0cmax_attempts\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x10\x64oom_loop_exempt\x18\x07 \x01(\x08\x42\x0f\n\r_max_attempts\"\xd1\x01\n\x0cToolTimeouts\x12*\n\x07\x63onnect\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0estart_to_close\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\theartbeat\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11schedule_to_close\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"X\n\x08Progress\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x14\n\x07\x63urrent\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05total\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_currentB\x08\n\x06_total*\xa5\x01\n\nSideEffect\x12\x1b\n\x17SIDE_EFFECT_UNSPECIFIED\x10\x00\x12\x14\n\x10SIDE_EFFECT_PURE\x10\x01\x12\x1a\n\x16SIDE_EFFECT_IDEMPOTENT\x10\x02\x12(\n$SIDE_EFFECT_NON_IDEMPOTENT_QUERYABLE\x10\x03\x12\x1e\n\x1aSIDE_EFFECT_NON_IDEMPOTENT\x10\x04*{\n\x0fToolErrorPolicy\x12!\n\x1dTOOL_ERROR_POLICY_UNSPECIFIED\x10\x00\x12%\n!TOOL_ERROR_POLICY_REPORT_TO_MODEL\x10\x01\x12\x1e\n\x1aTOOL_ERROR_POLICY_FAIL_RUN\x10\x02*\xa0\x01\n\x11ToolUnknownPolicy\x12#\n\x1fTOOL_UNKNOWN_POLICY_UNSPECIFIED\x10\x00\x12\x1b\n\x17TOOL_UNKNOWN_POLICY_ASK\x10\x01\x12\'\n#TOOL_UNKNOWN_POLICY_REPORT_TO_MODEL\x10\x02\x12 \n\x1cTOOL_UNKNOWN_POLICY_FAIL_RUN\x10\x03*]\n\x08\x45xecuted\x12\x18\n\x14\x45XECUTED_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x45XECUTED_NO\x10\x01\x12\x10\n\x0c\x45XECUTED_YES\x10\x02\x12\x14\n\x10\x45XECUTED_UNKNOWN\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x65hest/v1/tool.proto\x12\tbehest.v1\x1a\x1egoogle/protobuf/duration.proto\"\xbb\x02\n\x04Tool\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x19\n\x11input_schema_json\x18\x03 \x01(\t\x12\x1a\n\x12output_schema_json\x18\x04 \x01(\t\x12\x0c\n\x04hash\x18\x05 \x01(\x0c\x12#\n\x05hints\x18\x06 \x01(\x0b\x32\x14.behest.v1.ToolHints\x12%\n\x06policy\x18\x07 \x01(\x0b\x32\x15.behest.v1.ToolPolicy\x12\x11\n\tserver_id\x18\x08 \x01(\t\x12+\n\x06labels\x18\t \x03(\x0b\x32\x1b.behest.v1.Tool.LabelsEntry\x12\x10\n\x08\x61gent_id\x18\n \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"F\n\tToolHints\x12*\n\x0bside_effect\x18\x01 \x01(\x0e\x32\x15.behest.v1.SideEffect\x12\r\n\x05title\x18\x02 \x01(\t\"\x9c\x02\n\nToolPolicy\x12*\n\x0bside_effect\x18\x01 \x01(\x0e\x32\x15.behest.v1.SideEffect\x12\x11\n\texclusive\x18\x02 \x01(\x08\x12,\n\x08on_error\x18\x03 \x01(\x0e\x32\x1a.behest.v1.ToolErrorPolicy\x12\x30\n\non_unknown\x18\x04 \x01(\x0e\x32\x1c.behest.v1.ToolUnknownPolicy\x12)\n\x08timeouts\x18\x05 \x01(\x0b\x32\x17.behest.v1.ToolTimeouts\x12\x19\n\x0cmax_attempts\x18\x06 \x01(\x05H\x00\x88\x01\x01\x12\x18\n\x10\x64oom_loop_exempt\x18\x07 \x01(\x08\x42\x0f\n\r_max_attempts\"\xd1\x01\n\x0cToolTimeouts\x12*\n\x07\x63onnect\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x31\n\x0estart_to_close\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12,\n\theartbeat\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11schedule_to_close\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"X\n\x08Progress\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x14\n\x07\x63urrent\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05total\x18\x03 \x01(\x01H\x01\x88\x01\x01\x42\n\n\x08_currentB\x08\n\x06_total*\xa5\x01\n\nSideEffect\x12\x1b\n\x17SIDE_EFFECT_UNSPECIFIED\x10\x00\x12\x14\n\x10SIDE_EFFECT_PURE\x10\x01\x12\x1a\n\x16SIDE_EFFECT_IDEMPOTENT\x10\x02\x12(\n$SIDE_EFFECT_NON_IDEMPOTENT_QUERYABLE\x10\x03\x12\x1e\n\x1aSIDE_EFFECT_NON_IDEMPOTENT\x10\x04*{\n\x0fToolErrorPolicy\x12!\n\x1dTOOL_ERROR_POLICY_UNSPECIFIED\x10\x00\x12%\n!TOOL_ERROR_POLICY_REPORT_TO_MODEL\x10\x01\x12\x1e\n\x1aTOOL_ERROR_POLICY_FAIL_RUN\x10\x02*\xa0\x01\n\x11ToolUnknownPolicy\x12#\n\x1fTOOL_UNKNOWN_POLICY_UNSPECIFIED\x10\x00\x12\x1b\n\x17TOOL_UNKNOWN_POLICY_ASK\x10\x01\x12\'\n#TOOL_UNKNOWN_POLICY_REPORT_TO_MODEL\x10\x02\x12 \n\x1cTOOL_UNKNOWN_POLICY_FAIL_RUN\x10\x03*]\n\x08\x45xecuted\x12\x18\n\x14\x45XECUTED_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x45XECUTED_NO\x10\x01\x12\x10\n\x0c\x45XECUTED_YES\x10\x02\x12\x14\n\x10\x45XECUTED_UNKNOWN\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,24 +34,24 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TOOL_LABELSENTRY']._loaded_options = None
   _globals['_TOOL_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_SIDEEFFECT']._serialized_start=1029
-  _globals['_SIDEEFFECT']._serialized_end=1194
-  _globals['_TOOLERRORPOLICY']._serialized_start=1196
-  _globals['_TOOLERRORPOLICY']._serialized_end=1319
-  _globals['_TOOLUNKNOWNPOLICY']._serialized_start=1322
-  _globals['_TOOLUNKNOWNPOLICY']._serialized_end=1482
-  _globals['_EXECUTED']._serialized_start=1484
-  _globals['_EXECUTED']._serialized_end=1577
+  _globals['_SIDEEFFECT']._serialized_start=1047
+  _globals['_SIDEEFFECT']._serialized_end=1212
+  _globals['_TOOLERRORPOLICY']._serialized_start=1214
+  _globals['_TOOLERRORPOLICY']._serialized_end=1337
+  _globals['_TOOLUNKNOWNPOLICY']._serialized_start=1340
+  _globals['_TOOLUNKNOWNPOLICY']._serialized_end=1500
+  _globals['_EXECUTED']._serialized_start=1502
+  _globals['_EXECUTED']._serialized_end=1595
   _globals['_TOOL']._serialized_start=68
-  _globals['_TOOL']._serialized_end=365
-  _globals['_TOOL_LABELSENTRY']._serialized_start=320
-  _globals['_TOOL_LABELSENTRY']._serialized_end=365
-  _globals['_TOOLHINTS']._serialized_start=367
-  _globals['_TOOLHINTS']._serialized_end=437
-  _globals['_TOOLPOLICY']._serialized_start=440
-  _globals['_TOOLPOLICY']._serialized_end=724
-  _globals['_TOOLTIMEOUTS']._serialized_start=727
-  _globals['_TOOLTIMEOUTS']._serialized_end=936
-  _globals['_PROGRESS']._serialized_start=938
-  _globals['_PROGRESS']._serialized_end=1026
+  _globals['_TOOL']._serialized_end=383
+  _globals['_TOOL_LABELSENTRY']._serialized_start=338
+  _globals['_TOOL_LABELSENTRY']._serialized_end=383
+  _globals['_TOOLHINTS']._serialized_start=385
+  _globals['_TOOLHINTS']._serialized_end=455
+  _globals['_TOOLPOLICY']._serialized_start=458
+  _globals['_TOOLPOLICY']._serialized_end=742
+  _globals['_TOOLTIMEOUTS']._serialized_start=745
+  _globals['_TOOLTIMEOUTS']._serialized_end=954
+  _globals['_PROGRESS']._serialized_start=956
+  _globals['_PROGRESS']._serialized_end=1044
 # @@protoc_insertion_point(module_scope)

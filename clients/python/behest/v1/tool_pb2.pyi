@@ -169,6 +169,7 @@ class Tool(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     SERVER_ID_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
+    AGENT_ID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Required. The name, [A-Za-z0-9_-]{1,64}, unique in its namespace."""
     description: _builtins.str
@@ -181,6 +182,8 @@ class Tool(_message.Message):
     """SHA-256 over name, description and schemas. Set by the daemon."""
     server_id: _builtins.str
     """The server that offers it; empty for a function inside the daemon. Set by the daemon."""
+    agent_id: _builtins.str
+    """The agent that does the work, in a child run; empty for any other tool. Set by the daemon."""
     @_builtins.property
     def hints(self) -> Global___ToolHints:
         """What the tool's author says of it. Shown and compared, never obeyed."""
@@ -205,10 +208,11 @@ class Tool(_message.Message):
         policy: Global___ToolPolicy | None = ...,
         server_id: _builtins.str = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        agent_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["hints", b"hints", "policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "hash", b"hash", "hints", b"hints", "input_schema_json", b"input_schema_json", "labels", b"labels", "name", b"name", "output_schema_json", b"output_schema_json", "policy", b"policy", "server_id", b"server_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "description", b"description", "hash", b"hash", "hints", b"hints", "input_schema_json", b"input_schema_json", "labels", b"labels", "name", b"name", "output_schema_json", b"output_schema_json", "policy", b"policy", "server_id", b"server_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -28,7 +28,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x65hest/v1/tool_service.proto\x12\tbehest.v1\x1a\x17\x62\x65hest/v1/message.proto\x1a\x14\x62\x65hest/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"_\n\x10ListToolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tserver_id\x18\x03 \x01(\t\x12\x11\n\tname_glob\x18\x04 \x01(\t\"L\n\x11ListToolsResponse\x12\x1e\n\x05tools\x18\x01 \x03(\x0b\x32\x0f.behest.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x0eGetToolRequest\x12\x11\n\ttool_name\x18\x01 \x01(\t\"0\n\x0fGetToolResponse\x12\x1d\n\x04tool\x18\x01 \x01(\x0b\x32\x0f.behest.v1.Tool\"\xc5\x02\n\x0f\x43\x61llToolRequest\x12\x11\n\ttool_name\x18\x01 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x02 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x06 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12,\n\x08\x64\x65\x61\x64line\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08start_by\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x0bside_effect\x18\x0b \x01(\x0e\x32\x15.behest.v1.SideEffect\x12\x11\n\ttool_hash\x18\x0c \x01(\x0c\"~\n\x10\x43\x61llToolResponse\x12\'\n\x08progress\x18\x01 \x01(\x0b\x32\x13.behest.v1.ProgressH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\'\n\x06result\x18\x03 \x01(\x0b\x32\x15.behest.v1.ToolResultH\x00\x42\x07\n\x05\x66rame\"g\n\x14GetCallStatusRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"c\n\x15GetCallStatusResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.behest.v1.CallState\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x15.behest.v1.ToolResult\";\n\x11\x43\x61ncelCallRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"*\n\x12\x43\x61ncelCallResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x08*o\n\tCallState\x12\x1a\n\x16\x43\x41LL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41LL_STATE_NEVER_SEEN\x10\x01\x12\x16\n\x12\x43\x41LL_STATE_RUNNING\x10\x02\x12\x13\n\x0f\x43\x41LL_STATE_DONE\x10\x03\x32\x93\x03\n\x0bToolService\x12K\n\tListTools\x12\x1b.behest.v1.ListToolsRequest\x1a\x1c.behest.v1.ListToolsResponse\"\x03\x90\x02\x01\x12\x45\n\x07GetTool\x12\x19.behest.v1.GetToolRequest\x1a\x1a.behest.v1.GetToolResponse\"\x03\x90\x02\x01\x12G\n\x08\x43\x61llTool\x12\x1a.behest.v1.CallToolRequest\x1a\x1b.behest.v1.CallToolResponse\"\x00\x30\x01\x12W\n\rGetCallStatus\x12\x1f.behest.v1.GetCallStatusRequest\x1a .behest.v1.GetCallStatusResponse\"\x03\x90\x02\x02\x12N\n\nCancelCall\x12\x1c.behest.v1.CancelCallRequest\x1a\x1d.behest.v1.CancelCallResponse\"\x03\x90\x02\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62\x65hest/v1/tool_service.proto\x12\tbehest.v1\x1a\x17\x62\x65hest/v1/message.proto\x1a\x14\x62\x65hest/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"_\n\x10ListToolsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12\x11\n\tserver_id\x18\x03 \x01(\t\x12\x11\n\tname_glob\x18\x04 \x01(\t\"L\n\x11ListToolsResponse\x12\x1e\n\x05tools\x18\x01 \x03(\x0b\x32\x0f.behest.v1.Tool\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"#\n\x0eGetToolRequest\x12\x11\n\ttool_name\x18\x01 \x01(\t\"0\n\x0fGetToolResponse\x12\x1d\n\x04tool\x18\x01 \x01(\x0b\x32\x0f.behest.v1.Tool\"\xc5\x02\n\x0f\x43\x61llToolRequest\x12\x11\n\ttool_name\x18\x01 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x02 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x03 \x01(\t\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12\x12\n\nsession_id\x18\x05 \x01(\t\x12\x17\n\x0fidempotency_key\x18\x06 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x07 \x01(\x05\x12\r\n\x05\x65poch\x18\x08 \x01(\x04\x12,\n\x08\x64\x65\x61\x64line\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08start_by\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12*\n\x0bside_effect\x18\x0b \x01(\x0e\x32\x15.behest.v1.SideEffect\x12\x11\n\ttool_hash\x18\x0c \x01(\x0c\"~\n\x10\x43\x61llToolResponse\x12\'\n\x08progress\x18\x01 \x01(\x0b\x32\x13.behest.v1.ProgressH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\'\n\x06result\x18\x03 \x01(\x0b\x32\x15.behest.v1.ToolResultH\x00\x42\x07\n\x05\x66rame\"x\n\x14GetCallStatusRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\'\n\x04wait\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07\x61ttempt\x18\x04 \x01(\x05\"c\n\x15GetCallStatusResponse\x12#\n\x05state\x18\x01 \x01(\x0e\x32\x14.behest.v1.CallState\x12%\n\x06result\x18\x02 \x01(\x0b\x32\x15.behest.v1.ToolResult\";\n\x11\x43\x61ncelCallRequest\x12\x17\n\x0fidempotency_key\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"*\n\x12\x43\x61ncelCallResponse\x12\x14\n\x0c\x61\x63knowledged\x18\x01 \x01(\x08*o\n\tCallState\x12\x1a\n\x16\x43\x41LL_STATE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x43\x41LL_STATE_NEVER_SEEN\x10\x01\x12\x16\n\x12\x43\x41LL_STATE_RUNNING\x10\x02\x12\x13\n\x0f\x43\x41LL_STATE_DONE\x10\x03\x32\x93\x03\n\x0bToolService\x12K\n\tListTools\x12\x1b.behest.v1.ListToolsRequest\x1a\x1c.behest.v1.ListToolsResponse\"\x03\x90\x02\x01\x12\x45\n\x07GetTool\x12\x19.behest.v1.GetToolRequest\x1a\x1a.behest.v1.GetToolResponse\"\x03\x90\x02\x01\x12G\n\x08\x43\x61llTool\x12\x1a.behest.v1.CallToolRequest\x1a\x1b.behest.v1.CallToolResponse\"\x00\x30\x01\x12W\n\rGetCallStatus\x12\x1f.behest.v1.GetCallStatusRequest\x1a .behest.v1.GetCallStatusResponse\"\x03\x90\x02\x02\x12N\n\nCancelCall\x12\x1c.behest.v1.CancelCallRequest\x1a\x1d.behest.v1.CancelCallResponse\"\x03\x90\x02\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,8 +43,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOOLSERVICE'].methods_by_name['GetCallStatus']._serialized_options = b'\220\002\002'
   _globals['_TOOLSERVICE'].methods_by_name['CancelCall']._loaded_options = None
   _globals['_TOOLSERVICE'].methods_by_name['CancelCall']._serialized_options = b'\220\002\002'
-  _globals['_CALLSTATE']._serialized_start=1184
-  _globals['_CALLSTATE']._serialized_end=1295
+  _globals['_CALLSTATE']._serialized_start=1201
+  _globals['_CALLSTATE']._serialized_end=1312
   _globals['_LISTTOOLSREQUEST']._serialized_start=155
   _globals['_LISTTOOLSREQUEST']._serialized_end=250
   _globals['_LISTTOOLSRESPONSE']._serialized_start=252
@@ -58,13 +58,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CALLTOOLRESPONSE']._serialized_start=745
   _globals['_CALLTOOLRESPONSE']._serialized_end=871
   _globals['_GETCALLSTATUSREQUEST']._serialized_start=873
-  _globals['_GETCALLSTATUSREQUEST']._serialized_end=976
-  _globals['_GETCALLSTATUSRESPONSE']._serialized_start=978
-  _globals['_GETCALLSTATUSRESPONSE']._serialized_end=1077
-  _globals['_CANCELCALLREQUEST']._serialized_start=1079
-  _globals['_CANCELCALLREQUEST']._serialized_end=1138
-  _globals['_CANCELCALLRESPONSE']._serialized_start=1140
-  _globals['_CANCELCALLRESPONSE']._serialized_end=1182
-  _globals['_TOOLSERVICE']._serialized_start=1298
-  _globals['_TOOLSERVICE']._serialized_end=1701
+  _globals['_GETCALLSTATUSREQUEST']._serialized_end=993
+  _globals['_GETCALLSTATUSRESPONSE']._serialized_start=995
+  _globals['_GETCALLSTATUSRESPONSE']._serialized_end=1094
+  _globals['_CANCELCALLREQUEST']._serialized_start=1096
+  _globals['_CANCELCALLREQUEST']._serialized_end=1155
+  _globals['_CANCELCALLRESPONSE']._serialized_start=1157
+  _globals['_CANCELCALLRESPONSE']._serialized_end=1199
+  _globals['_TOOLSERVICE']._serialized_start=1315
+  _globals['_TOOLSERVICE']._serialized_end=1718
 # @@protoc_insertion_point(module_scope)

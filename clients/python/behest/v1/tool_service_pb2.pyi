@@ -32,7 +32,7 @@ class _CallStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_CallState.V
     CALL_STATE_UNSPECIFIED: _CallState.ValueType  # 0
     """Never sent."""
     CALL_STATE_NEVER_SEEN: _CallState.ValueType  # 1
-    """It was not executed, and with this epoch or a lower one it never will be."""
+    """It was not executed, and with this epoch and attempt or earlier ones it never will be."""
     CALL_STATE_RUNNING: _CallState.ValueType  # 2
     """It is being executed."""
     CALL_STATE_DONE: _CallState.ValueType  # 3
@@ -46,7 +46,7 @@ class CallState(_CallState, metaclass=_CallStateEnumTypeWrapper):
 CALL_STATE_UNSPECIFIED: CallState.ValueType  # 0
 """Never sent."""
 CALL_STATE_NEVER_SEEN: CallState.ValueType  # 1
-"""It was not executed, and with this epoch or a lower one it never will be."""
+"""It was not executed, and with this epoch and attempt or earlier ones it never will be."""
 CALL_STATE_RUNNING: CallState.ValueType  # 2
 """It is being executed."""
 CALL_STATE_DONE: CallState.ValueType  # 3
@@ -287,10 +287,15 @@ class GetCallStatusRequest(_message.Message):
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     EPOCH_FIELD_NUMBER: _builtins.int
     WAIT_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
     """Required. Key of the call."""
     epoch: _builtins.int
-    """Ownership number of the run that asks. A key that was never seen is tombstoned for this epoch and all lower ones."""
+    """Epoch of the attempt that is asked about. A key that was never seen is tombstoned for all lower ones too."""
+    attempt: _builtins.int
+    """Number of the attempt that is asked about. A key that was never seen is tombstoned for this and all lower ones of
+    `epoch`. Default 0: all of `epoch`.
+    """
     @_builtins.property
     def wait(self) -> _duration_pb2.Duration:
         """How long to wait for a running call before RUNNING is the answer. Default 0, at most 30 s; larger is lowered."""
@@ -301,10 +306,11 @@ class GetCallStatusRequest(_message.Message):
         idempotency_key: _builtins.str = ...,
         epoch: _builtins.int = ...,
         wait: _duration_pb2.Duration | None = ...,
+        attempt: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "idempotency_key", b"idempotency_key", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "epoch", b"epoch", "idempotency_key", b"idempotency_key", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -104,9 +104,10 @@ class ToolServiceServicer(object):
     def GetCallStatus(self, request, context):
         """Tells what became of a call, and forbids calls that were never seen.
 
-        NEVER_SEEN is a promise: before it answers so, the server durably tombstones the key for `epoch` and all lower
-        ones, and refuses a CallTool that still arrives with them. The call is idempotent. It answers for as long as the
-        server's dedupe retention; UNIMPLEMENTED means that the server cannot tell.
+        NEVER_SEEN is a promise: before it answers so, the server durably tombstones the key for `epoch` with `attempt` and
+        all that came before, and refuses a CallTool that still arrives with them by TOOL_START_EXPIRED. A later attempt of
+        the same epoch, or any of a higher one, is the call sent again, and is executed. GetCallStatus is idempotent. It
+        answers for as long as the server's dedupe retention; UNIMPLEMENTED means that the server cannot tell.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

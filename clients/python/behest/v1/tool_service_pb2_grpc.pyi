@@ -58,9 +58,10 @@ class ToolServiceStub:
     GetCallStatus: _grpc.UnaryUnaryMultiCallable[_tool_service_pb2.GetCallStatusRequest, _tool_service_pb2.GetCallStatusResponse]
     """Tells what became of a call, and forbids calls that were never seen.
 
-    NEVER_SEEN is a promise: before it answers so, the server durably tombstones the key for `epoch` and all lower
-    ones, and refuses a CallTool that still arrives with them. The call is idempotent. It answers for as long as the
-    server's dedupe retention; UNIMPLEMENTED means that the server cannot tell.
+    NEVER_SEEN is a promise: before it answers so, the server durably tombstones the key for `epoch` with `attempt` and
+    all that came before, and refuses a CallTool that still arrives with them by TOOL_START_EXPIRED. A later attempt of
+    the same epoch, or any of a higher one, is the call sent again, and is executed. GetCallStatus is idempotent. It
+    answers for as long as the server's dedupe retention; UNIMPLEMENTED means that the server cannot tell.
     """
     CancelCall: _grpc.UnaryUnaryMultiCallable[_tool_service_pb2.CancelCallRequest, _tool_service_pb2.CancelCallResponse]
     """Asks that a running call be stopped. Best effort: success is not guaranteed, and what was done is not undone.
@@ -100,9 +101,10 @@ class ToolServiceAsyncStub(ToolServiceStub):
     GetCallStatus: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.GetCallStatusRequest, _tool_service_pb2.GetCallStatusResponse]  # type: ignore[assignment]
     """Tells what became of a call, and forbids calls that were never seen.
 
-    NEVER_SEEN is a promise: before it answers so, the server durably tombstones the key for `epoch` and all lower
-    ones, and refuses a CallTool that still arrives with them. The call is idempotent. It answers for as long as the
-    server's dedupe retention; UNIMPLEMENTED means that the server cannot tell.
+    NEVER_SEEN is a promise: before it answers so, the server durably tombstones the key for `epoch` with `attempt` and
+    all that came before, and refuses a CallTool that still arrives with them by TOOL_START_EXPIRED. A later attempt of
+    the same epoch, or any of a higher one, is the call sent again, and is executed. GetCallStatus is idempotent. It
+    answers for as long as the server's dedupe retention; UNIMPLEMENTED means that the server cannot tell.
     """
     CancelCall: _aio.UnaryUnaryMultiCallable[_tool_service_pb2.CancelCallRequest, _tool_service_pb2.CancelCallResponse]  # type: ignore[assignment]
     """Asks that a running call be stopped. Best effort: success is not guaranteed, and what was done is not undone.
@@ -163,9 +165,10 @@ class ToolServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_tool_service_pb2.GetCallStatusResponse, _abc.Awaitable[_tool_service_pb2.GetCallStatusResponse]]:
         """Tells what became of a call, and forbids calls that were never seen.
 
-        NEVER_SEEN is a promise: before it answers so, the server durably tombstones the key for `epoch` and all lower
-        ones, and refuses a CallTool that still arrives with them. The call is idempotent. It answers for as long as the
-        server's dedupe retention; UNIMPLEMENTED means that the server cannot tell.
+        NEVER_SEEN is a promise: before it answers so, the server durably tombstones the key for `epoch` with `attempt` and
+        all that came before, and refuses a CallTool that still arrives with them by TOOL_START_EXPIRED. A later attempt of
+        the same epoch, or any of a higher one, is the call sent again, and is executed. GetCallStatus is idempotent. It
+        answers for as long as the server's dedupe retention; UNIMPLEMENTED means that the server cannot tell.
         """
 
     @_abc_1.abstractmethod

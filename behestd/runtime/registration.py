@@ -1,0 +1,80 @@
+"""Registrations of servers: what of them callers say and what the daemon, and who may change one.
+
+Above: `registry`. Below: the two kinds of servers, `dialled` and `attached`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from behest.v1.registry_service_pb2 import AttachHello
+from behest.v1.server_pb2 import Server
+from behestd.errors import AlreadyExists
+from behestd.runtime.attached import Attached
+from behestd.runtime.dialled import Dialled
+
+_OUTPUT_ONLY = (
+    "id",
+    "configured",
+    "state",
+    "error",
+    "tool_names",
+    "model_ids",
+    "principal",
+    "create_time",
+    "update_time",
+    "seen_time",
+)
+
+Registered = Dialled | Attached
+
+
+class ServerNameTaken(AlreadyExists):
+    """Raised when a name has another registration, or is not the caller's."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__("TOOL_SERVER_NAME_TAKEN", f"server name {name} {why}", name=name)
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who changes registrations."""
+
+    principal: str
+    is_admin: bool
+
+
+def asked_of(server: Server) -> Server:
+    """What a caller says of a server, without what is the daemon's to say."""
+    made = Server()
+    made.CopyFrom(server)
+    for name in _OUTPUT_ONLY:
+        made.ClearField(name)  # type: ignore[arg-type]  # a name of a field, as above
+    return made
+
+
+def kept_of(hello: AttachHello) -> AttachHello:
+    """What is kept of a hello: what the server serves, not how it does."""
+    made = AttachHello(server_name=hello.server_name, tools=hello.tools)
+    if hello.HasField("dedupe_retention"):
+        made.dedupe_retention.CopyFrom(hello.dedupe_retention)
+    return made
+
+
+def may_replace(old: Registered, asked: Server, owner: Owner, replace: bool) -> bool:
+    """Whether nothing is to be done, since the same is registered. Raises ServerNameTaken."""
+    if old.registration.configured:
+        raise ServerNameTaken(old.name, "is in the configuration")
+    check_owner(old, owner)
+    if asked_of(old.registration) == asked:
+        return True
+    if not replace:
+        raise ServerNameTaken(old.name, "has another registration; replace it")
+    return False
+
+
+def check_owner(server: Registered, owner: Owner) -> None:
+    """Raise ServerNameTaken for a server of somebody else; one of the configuration is everybody's to be."""
+    is_own = server.registration.configured or server.registration.principal == owner.principal
+    if not is_own and not owner.is_admin:
+        raise ServerNameTaken(server.name, "is another principal's")

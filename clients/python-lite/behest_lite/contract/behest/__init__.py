@@ -1,0 +1,1 @@
+# @generated from the proto files; make clients-python-lite-proto writes it anew.

@@ -1,0 +1,101 @@
+"""`behest conformance`: whether a server, in whatever language, keeps the contract."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from typing import TYPE_CHECKING
+
+import click
+
+from behest.cli.command import Exit
+from behest.conformance.tools import Plan, examine, planned
+from behest.conformance.verdict import Finding, Verdict, passes
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.SKIP: "yellow"}
+
+
+@click.group()
+def conformance() -> None:
+    """Examine a server through the contract."""
+
+
+@conformance.command(epilog="Exit: 0 nothing failed, 1 something failed, 2 wrong usage.")
+@click.argument("address", metavar="HOST:PORT")
+@click.option("--call", "calls", multiple=True, metavar="NAME=JSON", help="Try a tool so; may be repeated.")
+@click.option("--tool", "tools_tried", multiple=True, metavar="GLOB", help="Call these tools only. Default: all.")
+@click.option("--only", multiple=True, metavar="GLOB", help="Make these checks only, as `key.*`.")
+@click.option("--token-env", metavar="NAME", help="Variable that holds the bearer token to send.")
+@click.option("--tls", is_flag=True, help="Connect with TLS, trusted as the system does.")
+@click.option("--stateless", is_flag=True, help="The server promises no memory of keys.")
+@click.option("--strict", is_flag=True, help="A check that could not be made is a failure too.")
+@click.option("--patience", default=10.0, show_default=True, metavar="SECONDS", help="How long to wait for an answer.")
+@click.option("--json", "is_json", is_flag=True, help="Print a JSON line for each check.")
+def tools(
+    address: str,
+    calls: tuple[str, ...],
+    tools_tried: tuple[str, ...],
+    only: tuple[str, ...],
+    token_env: str | None,
+    is_json: bool,
+    **settings: bool | float,
+) -> None:
+    """Check the ToolService at an address: it is called many times, with all the effects that its tools have.
+
+    Arguments are made from the schemas; --call says better ones. A call that takes a second, one that goes on for a
+    minute, one whose result differs each time, one that repeats its text, one that fails and one of more than 1 MiB let
+    every check be made.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    plan = Plan(
+        address,
+        calls=tuple(map(_call, calls)),
+        only=only,
+        tools=tools_tried,
+        token=_secret(token_env) if token_env else "",
+        tls=bool(settings["tls"]),
+        is_stateless=bool(settings["stateless"]),
+        seconds=settings["patience"],
+    )
+    try:
+        width = max(map(len, planned(plan)))
+    except ValueError as exc:
+        raise click.BadParameter(str(exc), param_hint="--only") from exc
+    try:
+        found = asyncio.run(examine(plan, _printer(width, is_json=is_json)))
+    except RuntimeError as exc:
+        raise click.ClickException(str(exc)) from exc
+    if not is_json:
+        counts = [f"{sum(each.verdict is verdict for each in found)} {verdict}" for verdict in Verdict]
+        click.echo(f"{address}: {', '.join(counts)}")
+    is_good = passes(found, is_strict=bool(settings["strict"]))
+    click.get_current_context().exit(Exit.DONE if is_good else Exit.FAILED)
+
+
+def _printer(width: int, *, is_json: bool) -> Callable[[Finding], None]:
+    def document(finding: Finding) -> None:
+        click.echo(json.dumps({"check": finding.check, "verdict": finding.verdict.value, "seen": finding.seen}))
+
+    def row(finding: Finding) -> None:
+        verdict = click.style(finding.verdict.value, fg=COLOURS[finding.verdict])
+        click.echo(f"{finding.check.ljust(width)}  {verdict}  {finding.seen}")
+
+    return document if is_json else row
+
+
+def _call(text: str) -> tuple[str, str]:
+    name, equals, arguments = text.partition("=")
+    if not (name and equals):
+        raise click.BadParameter(f"{text} is not NAME=JSON", param_hint="--call")
+    return name, arguments
+
+
+def _secret(name: str) -> str:
+    value = os.environ.get(name, "")
+    if not value:
+        raise click.BadParameter(f"{name} is not set", param_hint="--token-env")
+    return value

@@ -1,0 +1,156 @@
+"""Ways to an MCP server: a process of our own, spoken to over stdin and stdout, or streamable HTTP.
+
+Above: `upstream`. Below: the transports of the MCP SDK. Guarantees: the end of a connection is told at once, also while
+nothing is asked; a request that never left over HTTP is known by the key that it carried.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self
+
+import httpx2
+from mcp import StdioServerParameters, stdio_client
+from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.message import SessionMessage
+
+KEY = "behest/idempotencyKey"
+"""Where `_meta` of a call carries its key, also for MCP servers that dedupe by it."""
+HTTP_SECONDS = 30.0
+_SESSION = "mcp-session-id"
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+
+Streams = tuple[Any, Any]
+
+
+OnEnd = Callable[[], None]
+"""Called once a connection is over, maybe more than once."""
+Note = Callable[[str, bool], None]
+"""Takes the key of a call that was not answered, and whether it is proved that it never reached the server."""
+
+
+class Dial(Protocol):
+    """Contract: opens one connection, and tells of its end and of calls that went wrong under way."""
+
+    def __call__(self, on_end: OnEnd, note: Note) -> AbstractAsyncContextManager[Streams]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A command that is started anew for each connection. It gets `env`, and of our environment what is harmless."""
+
+    command: str
+    arguments: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @asynccontextmanager
+    async def __call__(self, on_end: OnEnd, note: Note) -> AsyncIterator[Streams]:
+        """Start it, and stop it in the end. Raises OSError."""
+        parameters = StdioServerParameters(command=self.command, args=list(self.arguments), env=dict(self.env))
+        async with stdio_client(parameters) as (reading, writing):
+            yield _Reading(reading, on_end), writing
+
+
+@dataclass(frozen=True, slots=True)
+class Http:
+    """A server at a URL, with headers such as `Authorization`."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @asynccontextmanager
+    async def __call__(self, on_end: OnEnd, note: Note) -> AsyncIterator[Streams]:
+        """Open it. Raises httpx2.HTTPError once it is used, alone or in a group."""
+        # How long an answer may take is the caller's to say: it cancels.
+        timeout = httpx2.Timeout(HTTP_SECONDS, read=None)
+        async with (
+            _HttpClient(on_end, note, headers=dict(self.headers), timeout=timeout) as client,
+            streamable_http_client(self.url, http_client=client) as (reading, writing),
+        ):
+            yield _Reading(reading, on_end), writing
+
+
+class _HttpClient(httpx2.AsyncClient):
+    """Tells of calls that did not reach the server, of those that it or a proxy failed, and of a forgotten session."""
+
+    def __init__(self, on_end: OnEnd, note: Note, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._on_end = on_end
+        self._note = note
+
+    async def send(self, request: httpx2.Request, **settings: Any) -> httpx2.Response:
+        """Send a request."""
+        try:
+            response = await super().send(request, **settings)
+        except (httpx2.ConnectError, httpx2.ConnectTimeout):
+            self._note(_key_of(request), True)
+            raise
+        if response.status_code >= httpx2.codes.INTERNAL_SERVER_ERROR:
+            self._note(_key_of(request), False)
+        elif request.method == "POST" and _SESSION in request.headers and await _is_forgotten(response):
+            self._note(_key_of(request), True)
+            self._on_end()
+        return response
+
+
+async def _is_forgotten(response: httpx2.Response) -> bool:
+    """Whether the server does not know the session of a request, as after its restart: it then did nothing.
+
+    MCP wants 404; there are servers that say 400 and speak of the session.
+    """
+    if response.status_code == httpx2.codes.BAD_REQUEST:
+        return b"session" in (await response.aread()).lower()
+    return response.status_code == httpx2.codes.NOT_FOUND
+
+
+def _key_of(request: httpx2.Request) -> str:
+    """The key of the call that a request is. Empty for anything else."""
+    try:
+        return str(json.loads(request.content)["params"]["_meta"][KEY])
+    except (ValueError, KeyError, TypeError, httpx2.RequestNotRead):
+        return ""
+
+
+class _Reading:
+    """A stream of messages that tells when it has ended."""
+
+    def __init__(self, stream: Any, on_end: OnEnd) -> None:
+        self._stream = stream
+        self._on_end = on_end
+
+    @property
+    def last_context(self) -> Any:
+        """The context of who sent the last message, where the stream knows it."""
+        return getattr(self._stream, "last_context", None)
+
+    async def receive(self) -> SessionMessage | Exception:
+        """Wait for the next message."""
+        message: SessionMessage | Exception = await self._stream.receive()
+        return message
+
+    async def aclose(self) -> None:
+        """Close it."""
+        self._on_end()
+        await self._stream.aclose()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> SessionMessage | Exception:
+        try:
+            message: SessionMessage | Exception = await anext(self._stream)
+        except BaseException:
+            self._on_end()
+            raise
+        return message
+
+    async def __aenter__(self) -> Self:
+        await self._stream.__aenter__()
+        return self
+
+    async def __aexit__(self, *details: Any) -> None:
+        self._on_end()
+        await self._stream.__aexit__(*details)
