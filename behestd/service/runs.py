@@ -100,8 +100,11 @@ class Runs:
         if driver is not None and not request.at_sequence:
             return pb.GetRunResponse(run=await shown(self._store, driver.run))
         row = await self._row(call.namespace, request.run_id)
-        if request.at_sequence:
-            return pb.GetRunResponse(run=await shown(self._store, await run_at(self._store, row, request.at_sequence)))
+        # A live run that nobody drives just now waits for more than its row tells.
+        is_live = not row.is_ended and self._supervisor.unfit(call.namespace, request.run_id) is None
+        sequence = request.at_sequence or (row.last_sequence if is_live else 0)
+        if sequence:
+            return pb.GetRunResponse(run=await shown(self._store, await run_at(self._store, row, sequence)))
         if not row.body:
             raise RunNotFound(request.run_id)
         run = RunMessage.FromString(row.body)
