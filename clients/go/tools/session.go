@@ -173,8 +173,16 @@ func (s *session) withdraw(number int64) {
 		taken.isGiven = true
 		s.end(taken, &refusal{codes.Canceled, "TOOL_CANCELLED", "the call was cancelled", true})
 	case request.GetIdempotencyKey() != "":
-		// It ends by its result.
-		s.link.calls.cancelKey(request.GetIdempotencyKey(), request.GetEpoch())
+		// It ends by its result. One that was taken a moment ago may not be known by its key yet.
+		s.tasks.Go(func() {
+			for s.find(number) == taken && !s.link.calls.cancelKey(request.GetIdempotencyKey(), request.GetEpoch()) {
+				select {
+				case <-s.context.Done():
+					return
+				case <-time.After(10 * time.Millisecond):
+				}
+			}
+		})
 	default:
 		taken.cancel()
 	}

@@ -21,6 +21,7 @@ import pytest
 from behest.client import Client
 from behest.errors import BehestError, RunCancelledError, from_rpc
 from behest.order import duration
+from behest.v1.delta_pb2 import Delta
 from behest.v1.event_pb2 import Event
 from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer, ServerState
 from behest.v1.tool_pb2 import SideEffect, ToolPolicy, ToolTimeouts
@@ -182,7 +183,7 @@ async def test_a_cancelled_run_stops_the_tool(way: Any, tmp_path: Path) -> None:
     async with way(tmp_path) as scene, asyncio.timeout(SECONDS):
         run = await scene.client.run("/tool wait {}")
         async for update in run.updates():
-            if isinstance(update, Event) and update.HasField("tool_started"):
+            if isinstance(update, Delta) and update.HasField("tool_progress"):
                 await run.cancel()
         with pytest.raises(RunCancelledError):
             await run.result()
