@@ -214,7 +214,7 @@ async def test_what_is_shown_of_a_spoilt_attempt_is_never_mixed_with_the_next(ve
     async with house(vendor) as at:
         for kind in ("cut", "garble", "error"):
             position = recorded(vendor, "call", 1).index("🦜".encode()) + 2
-            run = await at.served.client.run(asking(kind, position, f"shown{kind}"))
+            run = at.served.client.stream(asking(kind, position, f"shown{kind}"))
             updates = await updates_of(run)
             shown: dict[int, str] = {}
             for update in updates:
