@@ -276,10 +276,7 @@ class Driver:
         self._on_turn(self)
 
     def _decide(self, now_ns: int) -> tuple[list[Payload], Run, list[Command], list[Signal]]:
-        """Decide on everything in the inbox, up to a release: what to commit, the run after it, whom to answer then.
-
-        The signals that nobody waits for come last, to be heard again when the commit fails.
-        """
+        """Decide on what is in the inbox: what to commit, the run after it, whom to answer then, what else was said."""
         run, payloads, answered, heard = self.run, list[Payload](), list[Command](), list[Signal]()
         while self._inbox:
             item = self._inbox.pop()
@@ -289,6 +286,9 @@ class Driver:
             except BehestError as error:
                 if not isinstance(item, Command):
                     raise
+                if payloads:  # What refuses it is not durable yet: it is heard again after the commit.
+                    self._inbox.put_back([item])
+                    break
                 item.refuse(error)
                 continue
             payloads += decided

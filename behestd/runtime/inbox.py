@@ -56,9 +56,9 @@ class Inbox:
         """Take the oldest item. Raises IndexError when there is none."""
         return self._items.popleft()
 
-    def put_back(self, signals: Sequence[Signal]) -> None:
-        """Put signals that were taken back, before all others."""
-        self._items.extendleft(reversed(signals))
+    def put_back(self, items: Sequence[Signal | Command]) -> None:
+        """Put back what was taken, before all others."""
+        self._items.extendleft(reversed(items))
 
     def take_commands(self) -> list[Command]:
         """Take the commands out, and leave the signals."""
