@@ -20,6 +20,7 @@ TYPESCRIPT := clients/typescript
 VENV_NODE ?= .venv-node
 # Where node and npm are: those of the system if they are new enough, else those that a wheel carries.
 NODE_BIN = $(or $(shell command -v npm >/dev/null && node -p 'parseInt(process.versions.node) >= 20 ? path.dirname(process.execPath) : ""' 2>/dev/null),$(abspath $(VENV_NODE)/bin))
+AIMOCK := tests/providers/aimock
 NPM = cd $(TYPESCRIPT) && BUF="$(abspath $(BUF))" PATH="$(NODE_BIN):$$PATH" npm --loglevel=error
 GOLANG := clients/go
 VENV_GO ?= .venv-go
@@ -81,6 +82,14 @@ $(TYPESCRIPT)/dist/.built: $(TYPESCRIPT)/node_modules/.installed $(shell find $(
 $(TYPESCRIPT)/node_modules/.installed: $(addprefix $(TYPESCRIPT)/,package.json package-lock.json .npmrc requirements-node.lock)
 	@test -x "$(NODE_BIN)/npm" || $(MAKE) $(VENV_NODE)/.installed
 	$(NPM) ci
+	@touch $@
+
+.PHONY: tests-aimock
+tests-aimock: $(AIMOCK)/node_modules/.installed ## Install the server that speaks the vendors' formats in tests
+
+$(AIMOCK)/node_modules/.installed: $(addprefix $(AIMOCK)/,package.json package-lock.json .npmrc)
+	@test -x "$(NODE_BIN)/npm" || $(MAKE) $(VENV_NODE)/.installed
+	cd $(AIMOCK) && PATH="$(NODE_BIN):$$PATH" npm --loglevel=error ci
 	@touch $@
 
 $(VENV_NODE)/.installed: $(TYPESCRIPT)/requirements-node.lock
@@ -231,5 +240,5 @@ proof: $(INSTALLED) $(INSTALLED_PROTO) ## The long proofs: crash points, torture
 
 .PHONY: clean
 clean: ## Remove environments, caches and build results
-	rm -rf $(VENV) $(VENV_PROTO) $(VENV_LITE) $(VENV_GO) $(VENV_NODE) $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist $(TYPESCRIPT)/build .venv-llm .cache build dist clients/python/dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_PROTO) $(VENV_LITE) $(VENV_GO) $(VENV_NODE) $(TYPESCRIPT)/node_modules $(TYPESCRIPT)/dist $(TYPESCRIPT)/build $(AIMOCK)/node_modules .venv-llm .venv-llm-tools .cache build dist clients/python/dist .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +

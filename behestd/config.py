@@ -14,6 +14,9 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Len
 from pydantic import AfterValidator, Field, Strict, model_validator
 
+from behestd.config_budgets import Budgets
+from behestd.config_compaction import Compaction, Pruning
+from behestd.config_context import Context
 from behestd.config_kinds import MIB, Count, Name, Positive, PositiveSeconds, Seconds, Section
 from behestd.config_parts import Models, Provider, Tools
 from behestd.service import listen
@@ -124,6 +127,8 @@ class RunLimits(Section):
     """Bytes of a tool's output that the model sees."""
     max_history_messages: Count | None = None
     """Messages of earlier runs that the model sees. Unset: as many as its window holds."""
+    max_history_tokens: Count | None = None
+    """Estimated tokens of earlier runs that the model sees. Unset: as many as its window holds."""
     max_depth: Count = 3
     """Levels of child runs below the run."""
     max_children: Count = 32
@@ -153,6 +158,8 @@ class Limits(Section):
     """Runs that queue for one session."""
     tool_calls: Positive = 256
     """Tool calls of all runs at once."""
+    pending_approvals: Positive = 1_000
+    """Calls of one principal's runs that wait for an approval at once; further ones are refused."""
     input_bytes: Positive = MIB
     """Largest input of a run."""
     artifact_bytes: Positive = 2048 * MIB
@@ -251,9 +258,13 @@ class Settings(Section):
     models: Models = Models()
     providers: Mapping[Name, Provider] = Field(default_factory=dict)
     tools: Tools = Tools()
+    context: Context = Context()
     permissions: Permissions = Permissions()
     extensions: Extensions = Extensions()
     admission: Admission = Admission()
+    budgets: Budgets = Budgets()
+    compaction: Compaction = Compaction()
+    pruning: Pruning = Pruning()
     log: Log = Log()
 
     @model_validator(mode="after")

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from behestd import config, config_parts
+from behestd import config, config_budgets, config_compaction, config_context, config_parts
 from behestd.config_source import bare_kind
 from behestd.secret import Reference
 
@@ -26,6 +26,8 @@ Texts = Mapping[tuple[str, str], str]
 EXAMPLES: Mapping[str, object] = {
     "providers.NAME.kind": "openai",
     "providers.NAME.models.name": "qwen3-8b",
+    "providers.NAME.models.prices.since": "2025-01-31",
+    "context.sources.NAME.kind": "function",
     "tools.servers.name": "files",
     "tools.servers.address": "127.0.0.1:7801",
     "permissions.rules.tool": "delete_*",
@@ -34,7 +36,7 @@ EXAMPLES: Mapping[str, object] = {
     "admission.reject.pattern": "[0-9]{16}",
 }
 """Values for what has no default."""
-NAMES: Mapping[str, str] = {"providers": "local", "policies": "search_*"}
+NAMES: Mapping[str, str] = {"providers": "local", "namespaces": "default", "policies": "search_*", "sources": "facts"}
 """Keys for tables that the operator names."""
 
 EXAMPLE_HEAD = """\
@@ -132,7 +134,7 @@ def _tables() -> Iterator[Table]:
 
 def _texts() -> Texts:
     texts: dict[tuple[str, str], str] = {}
-    for module in (config, config_parts):
+    for module in (config, config_budgets, config_compaction, config_context, config_parts):
         for node in ast.parse(inspect.getsource(module)).body:
             if not isinstance(node, ast.ClassDef):
                 continue

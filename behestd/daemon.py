@@ -27,6 +27,8 @@ from behestd import enums
 from behestd.blobs.blob import Blobs
 from behestd.blobs.file import FileBlobs
 from behestd.blobs.memory import MemoryBlobs
+from behestd.context.catalog import Sources
+from behestd.core.circuit import CircuitPolicy
 from behestd.core.definition import Operator
 from behestd.core.route import RoutePolicy
 from behestd.log.log import Log
@@ -36,16 +38,22 @@ from behestd.log.store import CommitUnknown, Store
 from behestd.providers.catalog import Catalog as Models
 from behestd.providers.catalog import Snapshot
 from behestd.providers.provider import ProviderTimeouts
+from behestd.runtime import budget_start
 from behestd.runtime.admission import Admission, Rules
 from behestd.runtime.agents import Agents
 from behestd.runtime.artifacts import Artifacts
+from behestd.runtime.budgets import Ledger
+from behestd.runtime.budgets import Rules as Budgets
 from behestd.runtime.children import Children
 from behestd.runtime.cleaning import Cleaning
 from behestd.runtime.clock import Clock, Ids, Rng, SystemClock
+from behestd.runtime.context import Contexts
 from behestd.runtime.dialled import Dialling
 from behestd.runtime.direct_calls import DirectCalls
+from behestd.runtime.health import Endpoints
 from behestd.runtime.house import House, Limits
 from behestd.runtime.late import LateAnswers
+from behestd.runtime.model_limits import Allowance
 from behestd.runtime.orders import Orders
 from behestd.runtime.passthrough import Passthrough
 from behestd.runtime.performer import Performer
@@ -61,10 +69,10 @@ from behestd.service.server import DEFAULT_ADDRESS, Edge
 from behestd.service.server import Plan as EdgePlan
 from behestd.service.settings import Settings as EdgeSettings
 from behestd.service.watch import Watches
-from behestd.tools import endpoint
 from behestd.tools.catalog import Catalog as Tools
-from behestd.tools.remote_channel import Resolve, system_resolve
 from behestd.tools.schema import Validators
+from behestd.wire import endpoint
+from behestd.wire.remote_channel import Resolve, system_resolve
 
 logger = structlog.get_logger(__name__)
 
@@ -107,7 +115,14 @@ class Plan:
     resolve: Resolve = system_resolve
     """Looks up the names of servers."""
     fallbacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Models to try after a model or alias in calls without a run, by its name."""
+    """Models to try after a model or alias, by its name."""
+    circuits: CircuitPolicy = field(default_factory=CircuitPolicy)
+    model_limits: Mapping[str, Allowance] = field(default_factory=dict)
+    """The operator's limits of models, by id."""
+    budgets: Budgets = field(default_factory=Budgets)
+    """The operator's budgets of namespaces."""
+    sources: Sources = field(default_factory=Sources)
+    """Where context comes from."""
     secrets: Callable[[str], str] = read_secret
     heartbeat_seconds: float = 15.0
     drain_seconds: float = 25.0
@@ -156,19 +171,27 @@ class Daemon:
             rng=Rng(),
             replica=Ids().make("rep"),
             validate=validators.arguments,
+            ledger=Ledger(self._clock, plan.budgets),
             limits=plan.limits,
             operator=plan.operator,
             retries=plan.retries,
             model_timeouts=plan.model_timeouts,
+            endpoints=Endpoints(self._clock, plan.circuits, plan.model_limits),
+            fallbacks=plan.fallbacks,
+            sources=plan.sources,
         )
+        await self.house.circuits.load(store, self._clock.now_ns())
+        await budget_start.load(self.house.ledger, store, self._clock.now_ns())
         artifacts = Artifacts(self.log, blobs, self._clock, self.house.ids)
         tools = ToolPerformer(self.house.tools, artifacts, self._clock, plan.limits.tool_calls)
         agents = Agents(store)
         orders = Orders(self.house, agents)
         children = Children(self.house, orders, tools)
-        performer = Performer(self.house.models, plan.model_timeouts, self._clock, tools, children)
+        self.contexts = Contexts(plan.sources, self._clock)
+        performer = Performer(self.house, tools, children, self.contexts)
         self.supervisor = Supervisor(self.house, performer)
         children.serve(self.supervisor)
+        self.house.kin.serve(self.supervisor.runs, plan.limits.pending_approvals)
         self.watches = Watches(store, plan.heartbeat_seconds)
         self.calls = DirectCalls(self.house)
         self.cleaning = Cleaning(self.house, artifacts)
@@ -195,7 +218,9 @@ class Daemon:
     def _registry(self) -> Registry:
         rules = endpoint.Rules(allow_loopback=self._is_local, allowed=self.plan.endpoints)
         dialling = Dialling(self.plan.secrets, rules, self.plan.servers, self.plan.resolve, self.late.keep)
-        return Registry(self.house, dialling, self.late.came_back)
+        registry = Registry(self.house, dialling, self.late.came_back)
+        self.contexts.serve(registry)
+        return registry
 
     def _parts(self, artifacts: Artifacts, agents: Agents, orders: Orders) -> Parts:
         plan = self.plan
@@ -210,7 +235,8 @@ class Daemon:
             edge=plan.edge,
             registry=self.registry,
             calls=self.calls,
-            passthrough=Passthrough(self.house, plan.fallbacks),
+            passthrough=Passthrough(self.house),
+            contexts=self.contexts,
             controls=Controls(
                 start_ns=self._clock.now_ns(),
                 heartbeat_seconds=plan.heartbeat_seconds,

@@ -14,49 +14,56 @@ from typing import Any
 
 from behest.v1.definition_pb2 import DoomLoop, DoomLoopAction, PermissionAction, PermissionRule
 from behest.v1.definition_pb2 import Limits as RunLimits
-from behest.v1.model_pb2 import Model, ModelCapabilities, ModelLimits, Price
+from behest.v1.model_pb2 import Model, ModelCapabilities, ModelLimits
 from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer, ServerTls
 from behest.v1.tool_pb2 import SideEffect, ToolErrorPolicy, ToolPolicy, ToolTimeouts, ToolUnknownPolicy
-from behestd import config, config_parts
+from behestd import config, config_parts, planning_budgets, planning_context
 from behestd.config_source import Configuration
+from behestd.context.catalog import Sources
+from behestd.core.circuit import CircuitPolicy
 from behestd.core.definition import Operator
 from behestd.core.route import RoutePolicy
 from behestd.core.times import duration
 from behestd.daemon import Plan
 from behestd.errors import BehestError
-from behestd.providers import anthropic_models
+from behestd.providers import anthropic_models, embedded_model, openai_models
 from behestd.providers.anthropic import Anthropic, AnthropicSettings
-from behestd.providers.catalog import Snapshot, snapshot
+from behestd.providers.catalog import Snapshot, Weighted, snapshot
+from behestd.providers.embedded import Embedded, EmbeddedSettings
 from behestd.providers.openai import OpenAi, OpenAiSettings
 from behestd.providers.provider import Provider, ProviderTimeouts
 from behestd.providers.scripted import Scripted
 from behestd.providers.secret import Secret
 from behestd.runtime.admission import Rules
 from behestd.runtime.house import Limits
+from behestd.runtime.model_limits import Allowance
 from behestd.secret import Reference, Vault, parse
 from behestd.service.settings import Keepalive
 from behestd.service.settings import Settings as Edge
-from behestd.tools import endpoint
 from behestd.tools.catalog import Catalog
-from behestd.tools.function import Functions, load
+from behestd.tools.function import load
 from behestd.tools.policy import Policies
 from behestd.tools.schema import Validators
-
-PRICES = ("input_micro_usd", "output_micro_usd", "cached_input_micro_usd", "cache_write_micro_usd")
+from behestd.wire import endpoint
 
 
 def plan(configuration: Configuration) -> Plan:
     """Make the plan of a daemon. Raises ConfigInvalid, and Unsupported when an extra is not installed."""
     settings, vault = configuration.settings, configuration.vault
+    found = planning_context.sources(settings.context)
     return Plan(
         models=models(configuration),
-        tools=partial(tools, configuration),
+        tools=partial(tools, configuration, found),
+        sources=found,
         data_dir=None if settings.storage.kind == "memory" else Path(settings.storage.data_dir),
         addresses=settings.server.addresses,
         limits=limits(settings),
         operator=operator(settings),
         rules=admission(settings),
-        retries=RoutePolicy((), **settings.models.retries.model_dump()),
+        retries=retries(settings),
+        circuits=circuits(settings),
+        model_limits=model_limits(settings),
+        budgets=planning_budgets.rules(settings.budgets),
         model_timeouts=ProviderTimeouts(**settings.models.timeouts.model_dump()),
         edge=edge(settings.server),
         servers=tool_servers(configuration),
@@ -79,33 +86,98 @@ def models(configuration: Configuration) -> Snapshot:
         if source is None or source.kind == "scripted":
             providers.append(Scripted(provider_id))
         else:
-            make = _anthropic if source.kind == "anthropic" else _openai
+            make = {"anthropic": _anthropic, "openai": _openai, "embedded": _embedded}[source.kind]
             providers.append(make(provider_id, source, configuration.vault))
     found = snapshot(
         providers,
-        aliases=chosen.aliases,
-        default_model=chosen.aliases.get(chosen.default, chosen.default),
-        default_embedding_model=chosen.aliases.get(chosen.default_embedding, chosen.default_embedding),
+        aliases={name: _alias(target) for name, target in chosen.aliases.items()},
+        default_model=chosen.default,
+        default_embedding_model=chosen.default_embedding,
     )
+    _check_writer(configuration, found)
     for key, resolve in (("default", found.resolve), ("default_embedding", found.resolve_embedding)):
         try:
             resolve("")
         except BehestError as error:
-            raise configuration.invalid(("models", key), error.message) from None
+            if not _may_come(configuration.settings, getattr(chosen, key)):
+                raise configuration.invalid(("models", key), error.message) from None
     return found
+
+
+def _check_writer(configuration: Configuration, found: Snapshot) -> None:
+    """Refuse a model for summaries that nobody serves."""
+    writer = configuration.settings.compaction.model
+    try:
+        found.resolve(writer or configuration.settings.models.default)
+    except BehestError as error:
+        if writer and not _may_come(configuration.settings, writer):
+            raise configuration.invalid(("compaction", "model"), error.message) from None
+
+
+def _may_come(settings: config.Settings, name: str) -> bool:
+    """Whether a model may come to be listed by a server of the configuration, which nobody has asked yet."""
+    target = settings.models.aliases.get(name, name)
+    servers = {server.name for server in settings.tools.servers if {"chat", "embeddings"} & set(server.offers)}
+    return isinstance(target, str) and target.partition("/")[0] in servers
+
+
+def _alias(target: str | tuple[config_parts.WeightedModel, ...]) -> str | tuple[Weighted, ...]:
+    return target if isinstance(target, str) else tuple(Weighted(each.model, each.weight) for each in target)
+
+
+def retries(settings: config.Settings) -> RoutePolicy:
+    """Make the rules for attempts at models."""
+    return RoutePolicy((), **settings.models.retries.model_dump(exclude=_BUDGET))
+
+
+_BUDGET = {"budget", "budget_per_success", "budget_per_second"}
+"""What of the retries is of all runs together."""
+
+
+def circuits(settings: config.Settings) -> CircuitPolicy:
+    """Make the rules for models that fail."""
+    budget = settings.models.retries
+    return CircuitPolicy(
+        **settings.models.breaker.model_dump(),
+        retries=budget.budget,
+        retries_per_success=budget.budget_per_success,
+        retries_per_second=budget.budget_per_second,
+    )
+
+
+def model_limits(settings: config.Settings) -> dict[str, Allowance]:
+    """Make the limits of models that have some, by id."""
+    wait_seconds = settings.models.limit_wait_seconds
+    limits = {
+        f"{provider_id}/{model.name}": Allowance(
+            model.requests_per_minute, model.tokens_per_minute, model.calls, wait_seconds
+        )
+        for provider_id, provider in settings.providers.items()
+        for model in provider.models
+    }
+    return {name: each for name, each in limits.items() if each != Allowance(wait_seconds=wait_seconds)}
 
 
 def _openai(provider_id: str, source: config_parts.Provider, vault: Vault) -> Provider:
     settings = OpenAiSettings(
         **_reached(provider_id, source, vault),
+        interface=source.interface,
         max_tokens_field=source.max_tokens_field,
     )
-    return OpenAi(settings, [_model(provider_id, model) for model in source.models])
+    facts = {model.name: openai_models.known(model.name, source.interface) for model in source.models}
+    models = [_model(provider_id, _known(model, facts[model.name])) for model in source.models]
+    return OpenAi(settings, models)
 
 
 def _anthropic(provider_id: str, source: config_parts.Provider, vault: Vault) -> Provider:
-    models = [_model(provider_id, _known(model)) for model in source.models]
+    models = [_model(provider_id, _known(model, anthropic_models.known(model.name))) for model in source.models]
     return Anthropic(AnthropicSettings(**_reached(provider_id, source, vault)), models)
+
+
+def _embedded(provider_id: str, source: config_parts.Provider, _: Vault) -> Provider:
+    told = source.models or (config_parts.Model(name=embedded_model.NAME),)
+    models = [_model(provider_id, _known(model, embedded_model.KNOWN)) for model in told]
+    return Embedded(EmbeddedSettings(provider_id, source.display_name), models)
 
 
 def _reached(provider_id: str, source: config_parts.Provider, vault: Vault) -> dict[str, Any]:
@@ -121,17 +193,16 @@ def _reached(provider_id: str, source: config_parts.Provider, vault: Vault) -> d
     }
 
 
-def _known(source: config_parts.Model) -> config_parts.Model:
+def _known(
+    source: config_parts.Model, facts: anthropic_models.Known | openai_models.Known | embedded_model.Known | None
+) -> config_parts.Model:
     """Fill in what is known of a model of the vendor and the operator did not say."""
-    facts = anthropic_models.known(source.name)
-    names = ("capabilities", "context_window_tokens", "max_output_tokens")
-    return source.model_copy(
-        update={name: getattr(facts, name) for name in names if name not in source.model_fields_set}
-    )
+    names = ("capabilities", "context_window_tokens", "max_output_tokens", "embedding_dimensions")
+    unsaid = [name for name in names if hasattr(facts, name) and name not in source.model_fields_set]
+    return source.model_copy(update={name: getattr(facts, name) for name in unsaid})
 
 
 def _model(provider_id: str, source: config_parts.Model) -> Model:
-    prices = {name: getattr(source, name) for name in PRICES if getattr(source, name) is not None}
     takes_markers = "prompt_cache_markers" in source.capabilities
     return Model(
         id=f"{provider_id}/{source.name}",
@@ -144,23 +215,24 @@ def _model(provider_id: str, source: config_parts.Model) -> Model:
             max_prompt_cache_markers=source.max_prompt_cache_markers if takes_markers else 0,
             embedding_dimensions=source.embedding_dimensions,
         ),
-        prices=[Price(**prices)] if prices else [],
+        prices=planning_budgets.prices(source),
     )
 
 
 # --- tools and permissions ---
 
 
-def tools(configuration: Configuration, validators: Validators) -> Catalog:
-    """Make the catalog of tools, with the functions of extensions, which are imported now.
+def tools(configuration: Configuration, sources: Sources, validators: Validators) -> Catalog:
+    """Make the catalog of tools, with the functions of extensions, which are imported now; some give context.
 
     Raises ConfigInvalid, and whatever an extension raises.
     """
     settings = configuration.settings
     catalog = Catalog(validators, Policies(tool_policies(settings.tools.policies)))
+    sources.forget_functions()
     if settings.extensions.modules:
         try:
-            load(settings.extensions.modules, Functions(catalog))
+            load(settings.extensions.modules, planning_context.Registry(catalog, sources))
         except (ImportError, ValueError) as error:
             raise configuration.invalid(("extensions", "modules"), str(error)) from error
     return catalog
@@ -206,7 +278,7 @@ def _server(configuration: Configuration, index: int, source: config_parts.ToolS
         name=source.name,
         connection=ServerConnection.SERVER_CONNECTION_DIALLED,
         address=source.address,
-        offers=[ServerOffer.SERVER_OFFER_TOOLS],
+        offers=[ServerOffer.Value(f"SERVER_OFFER_{offer.upper()}") for offer in source.offers],
         name_prefix=source.name_prefix,
         tool_policies=tool_policies(source.policies),
         token_ref=_shown(source.token),
@@ -243,6 +315,8 @@ def operator(settings: config.Settings) -> Operator:
         approval_seconds=permissions.approval_seconds,
         own_approvals=permissions.own_approvals,
         limits=_run_limits(settings.limits.run),
+        compaction=settings.compaction.policy(),
+        pruning=settings.pruning.policy(),
     )
 
 

@@ -15,13 +15,21 @@ from pathlib import Path
 
 from behest.v1 import run_service_pb2 as pb
 from behest.v1.run_state_pb2 import RunState
-from bench import tools
+from bench import models, tools
 from bench.figures import Figures
 from bench.load import first_delta, order, rate, runs, stream, times
 from bench.processes import Process, bare, daemon
 
 RESULTS = Path(__file__).parent / "results/latest.json"
-FLOORS = {"stream_run_vs_bare": 0.20}
+FLOORS = {
+    "stream_run_vs_bare": 0.25,
+    "first_piece_direct_vs_run_1": 0.10,
+    "first_piece_direct_vs_run_64": 0.20,
+    "first_piece_direct_vs_chat_1": 0.10,
+    "first_piece_direct_vs_chat_64": 0.20,
+    "pieces_run_vs_direct": 0.40,
+    "pieces_chat_vs_direct": 0.40,
+}
 """Ratios below these fail the benchmark. They are set under what a noisy machine shows, to catch what breaks."""
 CALLERS = (1, 16, 64)
 
@@ -141,6 +149,7 @@ async def main() -> int:
         await deltas(figures, ours)
         await replay(figures, ours, 2_000 if quick else 10_000)
         figures.note("memory MiB at the end", ours.memory_bytes() / 2**20)
+    await models.through(figures, 2 if quick else 5, 128 if quick else 512)
     await tools.idle_servers(figures, 200 if quick else tools.IDLE_SERVERS)
     imports(figures)
     RESULTS.parent.mkdir(exist_ok=True)

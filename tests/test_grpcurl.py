@@ -18,7 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from google.protobuf import descriptor_pool
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 
+from behestd.service.reflection import json_name, pool_of
 from tests.daemon_process import running
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,9 +132,49 @@ async def test_the_commands_of_the_readme_list_describe_and_stream_a_run(
     frames = documents(printed["behest.v1.RunService/StreamRun"])
     events = [event for frame in frames for event in frame.get("events", ())]
     assert [int(event["sequence"]) for event in events] == list(range(1, len(events) + 1))
-    # Python's descriptors carry no JSON names, so some clients of reflection print the names of the proto.
-    end = events[-1].get("runCompleted") or events[-1]["run_completed"]
-    assert end["output"]["text"]
+    assert events[-1]["runCompleted"]["output"]["text"]
+
+
+@pytest.mark.timeout(BUILD_SECONDS + 60)
+async def test_a_field_is_known_by_its_name_and_by_its_json_name(
+    said: Callable[[Command], Command], tmp_path: Path
+) -> None:
+    method = "behest.v1.RunService/CreateRun"
+    spec = '"spec": {"input": [{"text": {"text": "hello"}}]}'
+    async with running(tmp_path) as daemon:
+        told = []
+        for field in ("request_id", "requestId"):
+            data = f'{{"{field}": "the-same", {spec}}}'
+            shown = await output(said(["grpcurl", "-plaintext", "-d", data, daemon.address, method]))
+            told += documents(shown)
+    assert told[0]["run"]["createTime"]
+    assert [run.get("replayed", False) for run in told] == [False, True]
+    assert len({run["run"]["id"] for run in told}) == 1
+
+
+def test_each_field_that_reflection_shows_has_the_json_name_that_the_compiler_gives_it() -> None:
+    pool = pool_of(["behest.v1.RunService", "behest.v1.ToolService"])
+    shown = FileDescriptorProto()
+    pool.FindFileByName("behest/v1/run_service.proto").CopyToProto(shown)
+    fields = [field for message in shown.message_type for field in message.field]
+    default = descriptor_pool.Default().FindFileByName(shown.name)
+    known = {
+        (message.name, field.name): field.json_name
+        for message in default.message_types_by_name.values()
+        for field in message.fields
+    }
+    assert len(fields) == len(known)
+    for message in shown.message_type:
+        for field in message.field:
+            assert field.HasField("json_name")
+            assert field.json_name == known[message.name, field.name]
+    assert [json_name(name) for name in ("run_id", "a__b", "_x", "part_1a", "id")] == [
+        "runId",
+        "aB",
+        "X",
+        "part1a",
+        "id",
+    ]
 
 
 def test_commands_are_read_from_fences_only() -> None:

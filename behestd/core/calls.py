@@ -10,14 +10,13 @@ import json
 from hashlib import sha256
 
 from behest.v1 import tool_event_pb2 as tools
-from behest.v1.approval_event_pb2 import ApprovalRequested
 from behest.v1.definition_pb2 import PermissionAction
 from behest.v1.message_pb2 import ToolResult
 from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.run_event_pb2 import RunFailed
 from behest.v1.run_state_pb2 import RunState
 from behest.v1.tool_pb2 import Executed, SideEffect, Tool, ToolErrorPolicy, ToolUnknownPolicy
-from behestd.core import children
+from behestd.core import asking, children
 from behestd.core.doom_loop import fingerprint
 from behestd.core.draft import Draft, failure_status
 from behestd.core.limits import WAIT_SECONDS, excess_of_calls, excess_of_history
@@ -85,19 +84,14 @@ def _judge(draft: Draft, call: Call) -> str:
         _refuse(draft, call, "TOOL_ARGUMENTS_INVALID", problem or '{"error": "the arguments are not a JSON object"}')
         return ""
     answer = _permission(draft.run, call, call.tool, arguments)
+    if answer.action == PermissionAction.PERMISSION_ACTION_ASK:
+        answer = asking.ask(draft, call, answer.rule, args_hash(asked.arguments_json))
     if answer.action == PermissionAction.PERMISSION_ACTION_DENY:
         text = answer.reason or f"calling {asked.name} is not permitted"
         draft.note(tools.ToolDenied(call_id=asked.id, rule=answer.rule, message=text))
         fail_if_told(draft, call, "TOOL_DENIED", text)
         return ""
-    if answer.action == PermissionAction.PERMISSION_ACTION_ASK:
-        until = timestamp(draft.given.now_ns + _approval_ns(draft.run))
-        asks = ApprovalRequested(
-            call_id=asked.id, args_hash=args_hash(asked.arguments_json), until=until, rule=answer.rule
-        )
-        draft.note(asks)
-        return ""
-    return answer.rule
+    return answer.rule if answer.action == PermissionAction.PERMISSION_ACTION_ALLOW else ""
 
 
 def arguments_of(arguments_json: str) -> dict[str, object] | None:
@@ -158,11 +152,6 @@ def args_hash(arguments_json: str) -> bytes:
 def key_of(run: Run, call_id: str) -> str:
     """The idempotency key of a call: the same over attempts, replicas and restarts."""
     return sha256(f"{run.created.namespace}\0{run.id}\0{call_id}".encode()).hexdigest()
-
-
-def _approval_ns(run: Run) -> int:
-    pinned = run.definition
-    return duration_ns(pinned.approval_timeout) if pinned.HasField("approval_timeout") else int(WAIT_SECONDS * SECOND)
 
 
 def _limit_ns(tool: Tool, name: str, default_ns: int) -> int:

@@ -20,7 +20,14 @@ _ID_DIGITS = 32
 
 
 class Kin(Protocol):
-    """What the shell knows of child runs now."""
+    """What the shell knows of other runs now."""
+
+    most_asked: int
+    """Most calls of a principal's runs that may wait for an approval; 0: any number."""
+
+    def asked(self, namespace: str, principal: str, besides: str) -> int:
+        """How many calls of a principal's runs wait for an approval, those of one run apart."""
+        ...
 
     def rests_until_ns(self, namespace: str, run_id: str) -> int:
         """Until when a child run waits at the longest, 0 when it does not wait or nobody knows."""
@@ -28,7 +35,13 @@ class Kin(Protocol):
 
 
 class NoKin:
-    """Knows of no child run."""
+    """Knows of no other run."""
+
+    most_asked = 0
+
+    def asked(self, namespace: str, principal: str, besides: str) -> int:
+        """None wait."""
+        return 0
 
     def rests_until_ns(self, namespace: str, run_id: str) -> int:
         """None waits."""

@@ -11,7 +11,18 @@ from typing import assert_never
 
 from behest.v1 import run_event_pb2 as events
 from behest.v1.run_state_pb2 import CancelCause, CancelMode, RunState, WaitReason
-from behestd.core import calls, child_ends, children, inputs, questions, recovery, turn, verdicts
+from behestd.core import (
+    calls,
+    child_ends,
+    children,
+    compaction_turn,
+    inputs,
+    questions,
+    recovery,
+    sources_turn,
+    turn,
+    verdicts,
+)
 from behestd.core.draft import Draft, failure_status
 from behestd.core.limits import BACKOFF_WAIT_SECONDS, RECOVERIES
 from behestd.core.run import Payload, is_idle_claim
@@ -20,6 +31,7 @@ from behestd.core.signals import (
     ChildEnded,
     Claim,
     Condemn,
+    ContextGathered,
     Decision,
     Given,
     Input,
@@ -30,6 +42,8 @@ from behestd.core.signals import (
     Signal,
     Start,
     StatusKnown,
+    SummaryBroke,
+    SummaryEnded,
     ToolBroke,
     ToolEnded,
     Wake,
@@ -79,6 +93,12 @@ def _record(draft: Draft, signal: Signal) -> None:  # noqa: C901  one case a sig
             turn.ended(draft, signal)
         case ModelBroke():
             turn.broke(draft, signal)
+        case SummaryEnded():
+            compaction_turn.ended(draft, signal)
+        case SummaryBroke():
+            compaction_turn.broke(draft, signal)
+        case ContextGathered():
+            sources_turn.gathered(draft, signal)
         case ToolEnded():
             calls.ended(draft, signal)
         case ToolBroke():
@@ -103,9 +123,9 @@ def advance(draft: Draft) -> None:
     if draft.run.state == _WAITING:
         _resume_if_due(draft)
     _heed_deadline(draft)
-    if draft.given.is_draining and draft.run.state == _RUNNING and not turn.is_over(draft.run):
-        return
     while draft.run.state == _RUNNING:
+        if draft.given.is_draining and not turn.is_over(draft.run):
+            return
         before = len(draft.payloads)
         if not draft.run.step.answered:
             turn.request(draft)
@@ -296,7 +316,9 @@ _WAITS = {
 def _wait_if_idle(draft: Draft) -> None:
     """Park the run when everything that is open about it is a wait."""
     step = draft.run.step
-    if step.open is not None or not step.answered:
+    if step.open is not None or not step.answered or draft.run.compaction.open is not None:
+        return
+    if turn.awaits(draft.run):
         return
     soon_ns = draft.given.now_ns + int(BACKOFF_WAIT_SECONDS * SECOND)
     due_ns: dict[int, int] = {}

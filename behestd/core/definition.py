@@ -8,15 +8,18 @@ from hashlib import sha256
 
 from behest.v1.agent_pb2 import Agent
 from behest.v1.chat_pb2 import ResponseFormat, ResponseFormatKind, Sampling
+from behest.v1.context_pb2 import ContextSource
 from behest.v1.definition_pb2 import (
+    Compaction,
     Limits,
     PermissionAction,
     PermissionRule,
     PermissionScope,
+    Pruning,
     RunDefinition,
     ToolScope,
 )
-from behest.v1.model_pb2 import Price
+from behest.v1.model_pb2 import ModelLimits, Price
 from behest.v1.run_spec_pb2 import RunSpec
 from behest.v1.tool_pb2 import Tool
 from behestd.core.limits import WAIT_SECONDS, in_force, of_child
@@ -30,6 +33,10 @@ class Resolved:
     models: tuple[str, ...]
     prices: tuple[Price, ...]
     tools: tuple[Tool, ...]
+    limits: tuple[ModelLimits, ...] = ()
+    """What fits into `models`, one each."""
+    sources: tuple[ContextSource, ...] = ()
+    """Context sources, in the order in which they stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,10 @@ class Operator:
     """Whether whoever ordered a run may decide about its calls outside local mode too."""
     limits: Limits = field(default_factory=Limits)
     """Of runs whose agent sets none; unset fields have their defaults."""
+    compaction: Compaction = field(default_factory=Compaction)
+    """How conversations are summarised; unset fields have their defaults."""
+    pruning: Pruning = field(default_factory=Pruning)
+    """Which outputs of tools are left out; unset fields have their defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +92,8 @@ def define(
         agent_permissions=agent.permissions,
         limits=limits_of(agent, operator, heritage),
         context_sources=agent.context_sources,
+        sources=resolved.sources,
+        model_limits=resolved.limits,
         provider_options_json=spec.provider_options_json or agent.provider_options_json,
         default_permission=operator.default_permission,
         approval_timeout=duration(operator.approval_seconds),
@@ -90,13 +103,19 @@ def define(
     choice = spec.tool_choice if spec.HasField("tool_choice") else agent.tool_choice
     if choice.mode:
         definition.tool_choice.CopyFrom(choice)
-    answer = spec.response_format if spec.HasField("response_format") else agent.response_format
-    if spec.output_schema_json:
-        kind = ResponseFormatKind.RESPONSE_FORMAT_KIND_JSON_SCHEMA
-        answer = ResponseFormat(kind=kind, schema_json=spec.output_schema_json, strict=True)
+    answer = answer_of(agent, spec)
     if answer.kind:
         definition.response_format.CopyFrom(answer)
     return definition
+
+
+def answer_of(agent: Agent, spec: RunSpec) -> ResponseFormat:
+    """The form of the answer: that of the request, or else the agent's."""
+    answer = spec.response_format if spec.HasField("response_format") else agent.response_format
+    if not spec.output_schema_json:
+        return answer
+    kind, schema = ResponseFormatKind.RESPONSE_FORMAT_KIND_JSON_SCHEMA, spec.output_schema_json
+    return ResponseFormat(kind=kind, schema_json=schema, strict=True, emulate=answer.emulate)
 
 
 def limits_of(agent: Agent, operator: Operator, heritage: Heritage) -> Limits:

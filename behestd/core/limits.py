@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from behest.v1.definition_pb2 import Budgets, DoomLoop, DoomLoopAction, Limits
 from behest.v1.usage_pb2 import Usage
 from behestd.core.state import Run
 from behestd.core.times import duration
+from behestd.values import dataclass
 
 MALFORMED_TURNS = 2
 """Malformed turns in a row that are forgiven."""
@@ -66,6 +65,15 @@ class Excess:
     name: str
     limit: int
     reached: int
+    whose: str = "run"
+    reserved: int = 0
+    """How much of what would be reached is set aside for calls of others that go on."""
+
+    @property
+    def told(self) -> str:
+        """The excess, for people."""
+        above = "" if self.whose == "run" else f" of the {self.whose}"
+        return f"{self.name} of {self.limit}{above} would be passed: {self.reached}"
 
 
 def _lower(limit: int | None, budget: int | None) -> int | None:
@@ -82,6 +90,15 @@ def bound(run: Run, name: str) -> int | None:
     return _lower(_optional(run.definition.limits, name), _optional(run.created.budgets, name))
 
 
+def most_of(run: Run, input_tokens: int) -> Usage:
+    """The most that an attempt of a run is known to need.
+
+    An answer counts where the definition bounds it. What a model may answer at most is no measure: it is often more
+    than a whole budget, and hardly ever reached.
+    """
+    return Usage(input_tokens=input_tokens, output_tokens=run.definition.sampling.max_output_tokens)
+
+
 def excess_of_step(run: Run, reserve: Usage) -> Excess | None:
     """The first limit that the next model call would pass, its input estimated."""
     steps = bound(run, "max_steps")
@@ -91,10 +108,10 @@ def excess_of_step(run: Run, reserve: Usage) -> Excess | None:
 
 
 def excess_of_attempt(run: Run, reserve: Usage) -> Excess | None:
-    """The first budget that one more attempt would pass; `reserve` is its estimated input with its cost."""
+    """The first budget that one more attempt would pass; `reserve` is the most that it is known to need, priced."""
     tokens = bound(run, "max_total_tokens")
     if tokens is not None:
-        used = run.spend.input_tokens + run.spend.output_tokens + reserve.input_tokens
+        used = run.spend.input_tokens + run.spend.output_tokens + reserve.input_tokens + reserve.output_tokens
         if used > tokens:
             return Excess("RUN_BUDGET", "max_total_tokens", tokens, used)
     money = bound(run, "max_cost_micro_usd")

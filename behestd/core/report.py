@@ -20,7 +20,7 @@ def report(run: Run) -> RunMessage:
         agent_version=definition.agent_version,
         state=run.state,  # type: ignore[arg-type]  # one of RunState's numbers
         models=definition.models,
-        labels=created.labels,
+        labels=created.labels or None,
         create_time=timestamp(life.create_ns),
         start_time=timestamp(life.start_ns) if life.start_ns else None,
         end_time=timestamp(life.end_ns) if life.end_ns else None,

@@ -1,16 +1,18 @@
 """Which endpoint to try next, when, or not at all: the only retry layer for model calls.
 
 A run calls it from `decide`, so that every attempt is journaled; the ChatService passthrough calls it in its own loop.
+What is known of the endpoints (`Health`) comes from outcomes of all calls (`circuit`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from behest.v1.model_event_pb2 import FailureClass
 from behestd.core.state import Failure
 from behestd.core.times import SECOND
+from behestd.values import dataclass
 
 _RETRIED_HERE = frozenset(
     {
@@ -43,9 +45,10 @@ class Try:
 
 @dataclass(frozen=True, slots=True)
 class WaitUntil:
-    """Ask again at this time."""
+    """Ask again at this time. Barred: every endpoint is left alone for now, for what happened to other calls."""
 
     due_ns: int
+    is_barred: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,27 +63,45 @@ Next = Try | WaitUntil | GiveUp
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """Endpoints whose circuit breaker is open, each with the time at which it is tried again."""
+    """Endpoints that are left alone, each with the time at which it is used again."""
 
     open_until_ns: Mapping[str, int] = field(default_factory=dict)
+    """Those whose circuit is open."""
+    spent_until_ns: Mapping[str, int] = field(default_factory=dict)
+    """Those whose budget of retries is spent: only what failed there already stays away."""
 
 
-def next_attempt(policy: RoutePolicy, failures: Sequence[Failure], health: Health, now_ns: int) -> Next:
-    """Decide on the next attempt of a step after its failures so far, oldest first.
+def next_attempt(
+    policy: RoutePolicy, failures: Sequence[Failure], health: Health, now_ns: int, random: float = 0.0
+) -> Next:
+    """Decide on the next attempt of a step after its failures so far, oldest first. `random` is in [0, 1).
 
     Endpoints are used in order: each until its attempts are used up or a failure rules it out, then the next one. An
-    endpoint whose breaker is open is passed over while another can be used. An attempt is due when the last failure
-    says.
+    endpoint that is left alone is passed over while another can be used; when none can, the wait is spread by chance,
+    so that those who wait for one endpoint do not come back together. An attempt is due when the last failure says.
     """
     usable = [endpoint for endpoint in policy.endpoints if _is_usable(policy, failures, endpoint)]
     if not usable or len(failures) >= policy.attempts_per_step:
         return GiveUp(failures[-1])
-    closed = [endpoint for endpoint in usable if health.open_until_ns.get(endpoint, 0) <= now_ns]
-    if not closed:
-        return WaitUntil(min(health.open_until_ns[endpoint] for endpoint in usable))
-    endpoint = closed[0]
+    free = usable
+    if health.open_until_ns or health.spent_until_ns:
+        free = [each for each in usable if _barred_until_ns(health, failures, each) <= now_ns]
+    if not free:
+        until_ns, endpoint = min((_barred_until_ns(health, failures, each), each) for each in usable)
+        spread_ns = int(policy.cap_seconds * SECOND)
+        if until_ns == health.open_until_ns.get(endpoint):
+            spread_ns = min(spread_ns, until_ns - now_ns)
+        return WaitUntil(until_ns + int(random * spread_ns), is_barred=True)
+    endpoint = free[0]
     due_ns = max((failure.due_ns for failure in failures if failure.endpoint == endpoint), default=0)
     return WaitUntil(due_ns) if due_ns > now_ns else Try(endpoint)
+
+
+def _barred_until_ns(health: Health, failures: Sequence[Failure], endpoint: str) -> int:
+    open_ns = health.open_until_ns.get(endpoint, 0)
+    spent_ns = health.spent_until_ns.get(endpoint, 0)
+    is_retry = spent_ns > open_ns and any(failure.endpoint == endpoint for failure in failures)
+    return spent_ns if is_retry else open_ns
 
 
 def _is_usable(policy: RoutePolicy, failures: Sequence[Failure], endpoint: str) -> bool:

@@ -15,13 +15,14 @@ from google.protobuf.message_factory import GetMessageClass
 
 from behest.v1.definition_pb2 import RunDefinition
 from behest.v1.event_pb2 import Event
-from behest.v1.run_state_pb2 import RunState
+from behest.v1.run_state_pb2 import RunState, WaitReason
+from behestd.core import compaction_fold
 from behestd.core.children import only_waits
 from behestd.core.doom_loop import warning
 from behestd.core.inputs import digest
 from behestd.core.questions import oldest
 from behestd.core.spend import settle
-from behestd.core.state import Cancel, Head, Life, Ownership, Phase, Run, Wait, replace, state_name
+from behestd.core.state import TERMINAL, Cancel, Head, Life, Ownership, Phase, Run, Wait, replace, state_name
 from behestd.core.step import FOLDS, progressed, results
 from behestd.core.times import nanoseconds
 from behestd.errors import LogCorrupt, NewerFormat
@@ -72,6 +73,7 @@ TRANSITIONS: dict[Kind, dict[int, int]] = {
     "model_completed": _stay(_RUNNING),
     "model_failed": _stay(_RUNNING),
     "model_superseded": _stay(*_WORKING),
+    "answer_rejected": _stay(_RUNNING),
     "tool_started": _stay(_RUNNING),
     "tool_completed": _stay(_RUNNING, _CANCELLING),
     "tool_failed": _stay(*_WORKING),
@@ -83,6 +85,8 @@ TRANSITIONS: dict[Kind, dict[int, int]] = {
     "context_built": _stay(_RUNNING),
     "context_compacted": _stay(_RUNNING),
     "compaction_circuit_opened": _stay(_RUNNING),
+    "context_compaction_requested": _stay(_RUNNING),
+    "context_compaction_failed": _stay(*_WORKING),
 }
 """Which kinds are allowed in which state, and the state after. A kind without a row is unknown to this version."""
 
@@ -148,7 +152,7 @@ def apply(run: Run, payload: Payload, now_ns: int) -> Run:
     head = run.head
     epoch = head.epoch + 1 if kind == "run_claimed" else head.epoch
     run = replace(run, state=state, head=Head(head.sequence + 1, epoch, head.hash, head.log_bytes))
-    return _close(run, now_ns) if run.is_ended else run
+    return _close(run, now_ns) if state in TERMINAL else run
 
 
 # --- one function a kind, in the order of the table ---
@@ -184,7 +188,10 @@ def _started(run: Run, payload: Payload, now_ns: int) -> Run:
 
 def _waiting(run: Run, payload: Payload, now_ns: int) -> Run:
     wait = Wait(payload.reason, nanoseconds(payload.until), max(run.life.deadline_ns - now_ns, 0))
-    return replace(run, life=replace(run.life, wait=wait, deadline_ns=0))
+    life = replace(run.life, wait=wait, deadline_ns=0)
+    if payload.reason == WaitReason.WAIT_REASON_BACKOFF and not life.backoff_since_ns:
+        life = replace(life, backoff_since_ns=now_ns)
+    return replace(run, life=life)
 
 
 def _resumed(run: Run, payload: Payload, now_ns: int) -> Run:
@@ -249,6 +256,7 @@ def _close(run: Run, now_ns: int) -> Run:
 _APPLY: dict[Kind, Callable[[Run, Payload, int], Run]] = {
     **dict.fromkeys(TRANSITIONS, _unchanged),
     **FOLDS,
+    **compaction_fold.FOLDS,
     "run_claimed": _claimed,
     "run_released": _released,
     "run_started": _started,

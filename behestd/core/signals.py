@@ -5,8 +5,8 @@ Also the effects that a run wants: what should be going on while it is in its st
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import field
 
 from behest.v1.approval_event_pb2 import ApprovalDecision
 from behest.v1.chat_service_pb2 import ChatEnd
@@ -15,8 +15,13 @@ from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.tool_pb2 import Executed, Tool
 from behest.v1.usage_pb2 import Usage
 from behestd.core.children import Kin, NoKin
+from behestd.core.compaction import CLOSED, Circuit
+from behestd.core.composed import Composed
+from behestd.core.limits import Excess
 from behestd.core.places import AsPinned, Places
 from behestd.core.route import Health, RoutePolicy
+from behestd.core.sources import Answer
+from behestd.values import dataclass
 
 Validate = Callable[[Tool, str], str]
 """Checks arguments against a tool's schema; gives "" or what is wrong with them, for the model."""
@@ -45,7 +50,15 @@ class Given:
     places: Places = field(default_factory=AsPinned)
     """Where tool calls can go."""
     kin: Kin = field(default_factory=NoKin)
-    """What child runs do."""
+    """What other runs do."""
+    circuit: Circuit = CLOSED
+    """How summarising the session fared."""
+    calibration: Mapping[str, int] = field(default_factory=dict)
+    """By how much estimates are corrected, in thousandths, by model. Recorded with each step that uses it."""
+    refusal: Excess | None = None
+    """The budget of the session or the namespace that the next model call would pass."""
+    composed: Composed = field(default_factory=Composed, compare=False)
+    """Where the call of a new attempt is kept for whoever sends it."""
 
 
 # --- outcomes of effects ---
@@ -71,6 +84,33 @@ class ModelBroke:
     message: str
     retry_after_ns: int = 0
     usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryEnded:
+    """A call for a summary ended with its explicit end."""
+
+    attempt: int
+    end: ChatEnd
+
+
+@dataclass(frozen=True, slots=True)
+class SummaryBroke:
+    """A call for a summary failed."""
+
+    attempt: int
+    failure_class: int
+    reason: str
+    message: str
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ContextGathered:
+    """The context sources of a step were asked; each has an answer, or the reason why it has none."""
+
+    step: int
+    answers: Mapping[str, Answer]
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +238,18 @@ class Condemn:
     message: str
 
 
-Outcome = ModelEnded | ModelBroke | ToolEnded | ToolBroke | StatusKnown | ChildEnded | Wake
+Outcome = (
+    ModelEnded
+    | ModelBroke
+    | SummaryEnded
+    | SummaryBroke
+    | ContextGathered
+    | ToolEnded
+    | ToolBroke
+    | StatusKnown
+    | ChildEnded
+    | Wake
+)
 Command = Claim | Start | Condemn | Release | Cancel | Input | Decision | Resolution
 Signal = Outcome | Command
 
@@ -239,4 +290,24 @@ class AskStatus:
     attempt: int
 
 
-Effect = CallModel | CallTool | CancelTool | AskStatus
+@dataclass(frozen=True, slots=True)
+class Summarise:
+    """A call for a summary in flight."""
+
+    attempt: int
+    endpoint: str = field(compare=False)
+    deadline_ns: int = field(compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class AskContext:
+    """The context sources of a step that is to begin, being asked."""
+
+    step: int
+    deadline_ns: int = field(compare=False)
+
+
+Effect = CallModel | CallTool | CancelTool | AskStatus | Summarise | AskContext
+
+BEGINNINGS = (CallModel, CallTool, Summarise, AskContext)
+"""Effects that nothing new may begin with while the daemon stops or the disk is full."""

@@ -1,18 +1,10 @@
-"""What runs consume: adding usage up, pricing it, estimating it before it is known.
-
-Tokens are estimated as UTF-8 bytes / 4, rounded up, until they are calibrated. A price that is not configured is
-unknown, never 0.
-"""
+"""What runs consume: adding usage up and pricing it. A price that is not configured is unknown, never 0."""
 
 from __future__ import annotations
 
-from behest.v1.chat_service_pb2 import Chat
-from behest.v1.message_pb2 import Message
 from behest.v1.model_pb2 import Price
 from behest.v1.usage_pb2 import Usage
 from behestd.core.state import Spend, replace
-
-BYTES_PER_TOKEN = 4
 
 
 def settle(spend: Spend, usage: Usage) -> Spend:
@@ -72,18 +64,3 @@ def priced(usage: Usage, price: Price | None) -> Usage:
     )
     counted.cost_micro_usd = (millionths + 500_000) // 1_000_000
     return counted
-
-
-def estimate(message: Message) -> int:
-    """Tokens of a message, estimated."""
-    return -(-message.ByteSize() // BYTES_PER_TOKEN)
-
-
-def estimate_text(text: str) -> int:
-    """Tokens of a text, estimated."""
-    return -(-len(text.encode()) // BYTES_PER_TOKEN)
-
-
-def estimate_chat(chat: Chat) -> int:
-    """Tokens that a call sends, estimated."""
-    return -(-(chat.ByteSize()) // BYTES_PER_TOKEN)

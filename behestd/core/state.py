@@ -5,19 +5,22 @@ All are frozen; a change makes a new value. Times are unix nanoseconds, 0 meanin
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import IntEnum
 from typing import TypeVar
 
 from google.rpc.status_pb2 import Status
 
 from behest.v1.approval_event_pb2 import ApprovalRequested
+from behest.v1.context_event_pb2 import ContextBuilt
 from behest.v1.definition_pb2 import RunDefinition
 from behest.v1.message_pb2 import Message, ToolCall, ToolResult
 from behest.v1.run_event_pb2 import ChildRunStarted, RunCreated
 from behest.v1.run_state_pb2 import RunOutput, RunState
 from behest.v1.tool_event_pb2 import ToolStarted
 from behest.v1.tool_pb2 import Tool
+from behest.v1.usage_pb2 import Usage
+from behestd.values import dataclass
 
 TERMINAL = frozenset(
     {
@@ -91,6 +94,8 @@ class Attempt:
     endpoint: str
     deadline_ns: int
     reserved_tokens: int
+    reserve: Usage = field(default_factory=Usage)
+    """What is set aside for it: the estimated input, and the most that it may answer where that is bounded."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,8 @@ class Step:
     inputs: tuple[Message, ...] = ()
     """What was said since the last model call left."""
     is_malformed: bool = False
+    context: ContextBuilt | None = None
+    """What its calls are composed of beside the log before it. None: nothing."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +160,8 @@ class Life:
     output: RunOutput | None = None
     error: Status | None = None
     ownership: Ownership = field(default_factory=lambda: Ownership())
+    backoff_since_ns: int = 0
+    """When the waits for a model began that no answer has ended since."""
 
 
 @dataclass(frozen=True)
@@ -216,6 +225,42 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Summarising:
+    """The open attempt at a summary, and what it is of: messages up to one of them."""
+
+    number: int
+    endpoint: str
+    deadline_ns: int
+    reserve: Usage
+    upto_message_id: str
+    run_messages: int
+    """How many of the run's own messages are summarised, with all before the run."""
+    tokens_before: int
+    step: int
+    """The step that it makes room for."""
+    is_reactive: bool = False
+    """Whether the model had refused the call for its length."""
+
+
+@dataclass(frozen=True)
+class Compaction:
+    """What became of the run's wish for a shorter conversation."""
+
+    open: Summarising | None = None
+    attempts: int = 0
+    step: int = 0
+    """The last step that room was made for beforehand, or that none could be made for."""
+    reacted: int = 0
+    """The last step that room was made for after its model had refused it, or that none could be made for."""
+    failed: tuple[str, ...] = ()
+    """Models that failed at it for the next step."""
+    summary: Message | None = None
+    """The latest summary made in this run; it names the last message that it stands for."""
+    run_messages: int = 0
+    """How many of the run's own messages it stands for, with all before the run."""
+
+
+@dataclass(frozen=True)
 class Run:
     """The state of a run: the fold of its log."""
 
@@ -229,6 +274,7 @@ class Run:
     transcript: tuple[Message, ...] = ()
     spend: Spend = Spend()
     turns: Turns = Turns()
+    compaction: Compaction = Compaction()
 
     @property
     def is_ended(self) -> bool:
@@ -241,10 +287,10 @@ class Run:
 
 
 def replace(value: _Value, **changes: object) -> _Value:
-    """Make a value of this module that differs in some fields: `dataclasses.replace`, at an eighth of its cost.
+    """Make a value of this module that differs in some fields: `dataclasses.replace`, at a fraction of its cost.
 
     This is why the values of this module have no slots.
     """
-    new = object.__new__(type(value))
-    object.__setattr__(new, "__dict__", {**value.__dict__, **changes})
+    new = object.__new__(value.__class__)
+    object.__setattr__(new, "__dict__", value.__dict__ | changes)
     return new

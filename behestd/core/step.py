@@ -17,6 +17,7 @@ from behest.v1.tool_pb2 import Executed, SideEffect
 from behestd.core.doom_loop import fingerprint
 from behestd.core.spend import settle
 from behestd.core.state import Attempt, Call, Failure, Phase, Run, Step, replace
+from behestd.core.structured import rejection
 from behestd.core.times import nanoseconds
 from behestd.core.window import is_cut
 from behestd.errors import LogCorrupt
@@ -45,13 +46,13 @@ def _context_built(run: Run, payload: Payload, now_ns: int) -> Run:
         run,
         transcript=run.transcript + run.step.inputs,
         turns=turns,
-        step=Step(number=payload.step),
+        step=Step(number=payload.step, context=payload if payload.outcomes or payload.calibration_permille else None),
     )
 
 
 def _requested(run: Run, payload: Payload, now_ns: int) -> Run:
     reserve = payload.reserve.input_tokens + payload.reserve.output_tokens
-    attempt = Attempt(payload.attempt, payload.endpoint, nanoseconds(payload.deadline), reserve)
+    attempt = Attempt(payload.attempt, payload.endpoint, nanoseconds(payload.deadline), reserve, payload.reserve)
     step = replace(run.step, attempts=payload.attempt, open=attempt, inputs=())
     return replace(run, step=step, transcript=run.transcript + run.step.inputs)
 
@@ -70,6 +71,8 @@ def _model_completed(run: Run, payload: Payload, now_ns: int) -> Run:
         )
         turns = replace(turns, fingerprints=(*turns.fingerprints, *seen)[-256:])
     step = replace(run.step, open=None, answered=True, finish_reason=payload.finish_reason, calls=calls)
+    if run.life.backoff_since_ns:
+        run = replace(run, life=replace(run.life, backoff_since_ns=0))
     return progressed(
         replace(
             run,
@@ -92,6 +95,12 @@ def _model_failed(run: Run, payload: Payload, now_ns: int) -> Run:
 
 def _superseded(run: Run, payload: Payload, now_ns: int) -> Run:
     return replace(run, step=replace(run.step, open=None), spend=settle(run.spend, payload.usage))
+
+
+def _answer_rejected(run: Run, payload: Payload, now_ns: int) -> Run:
+    turns = replace(run.turns, malformed=run.turns.malformed + 1)
+    inputs = (*run.step.inputs, rejection(payload.problem))
+    return replace(run, turns=turns, step=replace(run.step, is_malformed=True, inputs=inputs))
 
 
 def _with_call(run: Run, call: Call) -> Run:
@@ -241,6 +250,7 @@ FOLDS: dict[str, Callable[[Run, Payload, int], Run]] = {
     "model_completed": _model_completed,
     "model_failed": _model_failed,
     "model_superseded": _superseded,
+    "answer_rejected": _answer_rejected,
     "tool_started": _tool_started,
     "tool_completed": _tool_completed,
     "tool_failed": _tool_failed,

@@ -10,8 +10,9 @@ SECOND = 1_000_000_000
 
 def timestamp(ns: int) -> Timestamp:
     """Make a Timestamp of unix nanoseconds."""
-    seconds, nanos = divmod(ns, SECOND)
-    return Timestamp(seconds=seconds, nanos=nanos)
+    time = Timestamp()
+    time.seconds, time.nanos = divmod(ns, SECOND)
+    return time
 
 
 def nanoseconds(time: Timestamp) -> int:

@@ -6,17 +6,16 @@ from hashlib import sha256
 
 from behest.v1 import model_event_pb2 as models
 from behest.v1 import run_event_pb2 as events
-from behest.v1.chat_pb2 import ResponseFormatKind
-from behest.v1.context_event_pb2 import ContextBuilt
 from behest.v1.definition_pb2 import DoomLoopAction
 from behest.v1.message_pb2 import Message, Part, Role, ToolCall
 from behest.v1.model_event_pb2 import FailureClass, SupersedeReason
 from behest.v1.model_pb2 import Price
 from behest.v1.run_state_pb2 import RunOutput, WaitReason
 from behest.v1.usage_pb2 import Usage, UsageSource
-from behestd.core import route
+from behestd.core import compaction_turn, route, structured
 from behestd.core.doom_loop import find_cycle
 from behestd.core.draft import Draft, failure_status
+from behestd.core.estimate import estimate
 from behestd.core.limits import (
     BACKOFF_WAIT_SECONDS,
     MALFORMED_TURNS,
@@ -24,49 +23,54 @@ from behestd.core.limits import (
     Excess,
     excess_of_attempt,
     excess_of_step,
+    most_of,
 )
 from behestd.core.signals import Given, ModelBroke, ModelEnded
-from behestd.core.spend import estimate, priced
-from behestd.core.state import Failure, Run
+from behestd.core.sources import Gathered, is_asked, limits_of, planned
+from behestd.core.spend import priced
+from behestd.core.state import Failure, Phase, Run
 from behestd.core.step import message_id
 from behestd.core.times import SECOND, timestamp
-from behestd.core.window import compose, is_cut
+from behestd.core.window import Window, built, compose, is_cut
 
 
-def request(draft: Draft) -> None:
-    """Ask the model: begin a step when the last one is over, and make an attempt if one is due."""
+def request(draft: Draft, gathered: Gathered | None = None) -> None:
+    """Ask the model: begin a step when the last one is over, and make an attempt if one is due.
+
+    `gathered` is what the context sources of a new step gave; without it a step that has such sources waits for them.
+    """
     run = draft.run
-    if run.step.open is not None:
+    if run.step.open is not None or run.compaction.open is not None:
         return
     begins = run.step.number == 0 or run.step.answered
+    if not begins and compaction_turn.react(draft, lambda model: compose(run, draft.given.history, model).whole_tokens):
+        return
     chosen = _next(draft, () if begins else run.step.failures)
     if isinstance(chosen, route.WaitUntil):
-        _back_off(draft, chosen.due_ns)
+        _wait_for_model(draft, chosen)
         return
     if isinstance(chosen, route.GiveUp):
         _give_up(draft, chosen.failure)
         return
-    window = compose(run, draft.given.history, chosen.endpoint)
-    reserve = priced(Usage(input_tokens=window.input_tokens), price_of(run, chosen.endpoint))
-    check = excess_of_step if begins else excess_of_attempt
-    excess = check(run, reserve)
-    if excess is not None:
-        _exceed(draft, excess, chosen.endpoint)
+    context = (gathered or planned(run.definition, draft.given.calibration)) if begins else None
+    window = compose(run, draft.given.history, chosen.endpoint, context)
+    if compaction_turn.make_room(draft, window.whole_tokens, chosen.endpoint, begins=begins):
         return
-    if begins:
-        draft.note(
-            ContextBuilt(
-                step=run.step.number + 1,
-                messages=len(window.chat.messages),
-                tokens_by_source=window.tokens_by_source,
-                trimmed_messages=window.trimmed_messages,
-            )
-        )
-    run = draft.run
+    reserve = priced(most_of(run, window.input_tokens), price_of(run, chosen.endpoint))
+    if _is_refused(draft, window, reserve, chosen.endpoint, begins=begins):
+        return
+    if context is not None:
+        if gathered is None and awaits(run):
+            return
+        draft.note(built(run, window, context))
+        if gathered is not None and draft.given.is_draining:
+            return
+    run, attempt = draft.run, draft.run.step.attempts + 1
+    draft.given.composed.keep(run.step.number, attempt, window)
     draft.note(
         models.ModelRequested(
             step=run.step.number,
-            attempt=run.step.attempts + 1,
+            attempt=attempt,
             request_hash=sha256(window.chat.SerializeToString(deterministic=True)).digest(),
             endpoint=chosen.endpoint,
             input_upto_sequence=run.head.sequence,
@@ -92,7 +96,17 @@ def _next(draft: Draft, failures: tuple[Failure, ...]) -> route.Next:
     quota = [failure for failure in failures if failure.failure_class == FailureClass.FAILURE_CLASS_QUOTA]
     if len(quota) == 1 and quota[0] is failures[-1] and quota[0].due_ns <= given.now_ns:
         return route.Try(quota[0].endpoint)
-    return route.next_attempt(_policy(run, given), failures, given.health, given.now_ns)
+    return route.next_attempt(_policy(run, given), failures, given.health, given.now_ns, given.random)
+
+
+def _wait_for_model(draft: Draft, wait: route.WaitUntil) -> None:
+    """Wait, but for models that are left alone no longer than a run may wait for anything."""
+    run, since_ns = draft.run, draft.run.life.backoff_since_ns
+    if not (wait.is_barred and since_ns and draft.given.now_ns - since_ns >= int(WAIT_SECONDS * SECOND)):
+        _back_off(draft, wait.due_ns)
+        return
+    text = f"no model could be asked for {WAIT_SECONDS:g} s"
+    draft.note(events.RunFailed(error=failure_status("PROVIDER_UNAVAILABLE", text, model=run.definition.models[0])))
 
 
 def _back_off(draft: Draft, due_ns: int) -> None:
@@ -115,10 +129,42 @@ def _give_up(draft: Draft, failure: Failure) -> None:
 
 def _exceed(draft: Draft, excess: Excess, endpoint: str) -> None:
     facts: dict[str, object] = {"budget": excess.name, "limit": excess.limit, "used": excess.reached}
-    message = f"{excess.name} of {excess.limit} would be passed: {excess.reached}"
+    if excess.whose != "run":
+        facts["reserved"] = excess.reserved
+    message = excess.told
     if excess.reason == "PROVIDER_PRICE_UNKNOWN":
         message, facts["model"] = f"{excess.name} is set and the price of {endpoint} is not known", endpoint
     draft.note(events.RunFailed(error=failure_status(excess.reason, message, **facts)))
+
+
+def _is_refused(draft: Draft, window: Window, reserve: Usage, endpoint: str, *, begins: bool) -> bool:
+    """End the run when a call would pass one of its limits, or its model's window. Whether it would."""
+    check = excess_of_step if begins else excess_of_attempt
+    excess = check(draft.run, reserve) or draft.given.refusal
+    if excess is not None:
+        _exceed(draft, excess, endpoint)
+    elif window.is_too_long:
+        _too_long(draft, window.input_tokens, endpoint)
+    return excess is not None or window.is_too_long
+
+
+def _too_long(draft: Draft, tokens: int, endpoint: str) -> None:
+    limit = limits_of(draft.run.definition, endpoint).context_window_tokens
+    text = f"prompt of about {tokens} tokens exceeds the window of {limit} tokens of {endpoint}"
+    error = failure_status("PROVIDER_CONTEXT_TOO_LONG", text, model=endpoint, tokens=tokens, limitTokens=limit)
+    draft.note(events.RunFailed(error=error))
+
+
+def awaits(run: Run) -> bool:
+    """Whether the next step, which is due, needs what context sources are asked for."""
+    if not run.definition.sources or not any(map(is_asked, run.definition.sources)):
+        return False
+    step = run.step
+    if step.open is not None or run.compaction.open is not None:
+        return False
+    if step.number == 0:
+        return True
+    return step.answered and all(call.phase is Phase.DONE for call in step.calls) and not is_over(run)
 
 
 def broke(draft: Draft, signal: ModelBroke) -> None:
@@ -139,7 +185,7 @@ def broke(draft: Draft, signal: ModelBroke) -> None:
     usage, source = signal.usage, UsageSource.USAGE_SOURCE_REPORTED
     if usage is None:
         sent = signal.failure_class != FailureClass.FAILURE_CLASS_NOT_SENT
-        usage = Usage(input_tokens=attempt.reserved_tokens if sent else 0)
+        usage = Usage(input_tokens=attempt.reserve.input_tokens if sent else 0)
         source = UsageSource.USAGE_SOURCE_ESTIMATED
     draft.note(
         models.ModelFailed(
@@ -173,7 +219,7 @@ def ended(draft: Draft, signal: ModelEnded) -> None:
     usage = end.usage
     source = end.usage_source
     if not usage.input_tokens and not usage.output_tokens:
-        usage = Usage(input_tokens=attempt.reserved_tokens, output_tokens=estimate(end.message))
+        usage = Usage(input_tokens=attempt.reserve.input_tokens, output_tokens=estimate(end.message))
         source = UsageSource.USAGE_SOURCE_ESTIMATED
     usage = priced(usage, price_of(run, attempt.endpoint))
     message = Message(
@@ -206,7 +252,7 @@ def _renamed(run: Run, attempt: int, index: int, part: Part) -> Part:
         id="call_" + sha256(seed.encode()).hexdigest()[:32],
         name=asked.name,
         arguments_json=asked.arguments_json.strip() or "{}",
-        provider_call_id=asked.id,
+        provider_call_id=asked.provider_call_id or asked.id,
     )
     return Part(tool_call=call)
 
@@ -251,14 +297,15 @@ def supersede(draft: Draft, *, is_crash: bool) -> None:
     """Void the open attempt, if there is one: it is lost, or no longer wanted."""
     run = draft.run
     attempt = run.step.open
-    if attempt is None:
-        return
     reason = SupersedeReason.SUPERSEDE_REASON_RELEASE
     if is_crash:
         reason = SupersedeReason.SUPERSEDE_REASON_CRASH
     elif run.life.cancel is not None:
         reason = SupersedeReason.SUPERSEDE_REASON_CANCEL
-    usage = priced(Usage(input_tokens=attempt.reserved_tokens), price_of(run, attempt.endpoint))
+    compaction_turn.supersede(draft, reason)
+    if attempt is None:
+        return
+    usage = priced(Usage(input_tokens=attempt.reserve.input_tokens), price_of(run, attempt.endpoint))
     draft.note(models.ModelSuperseded(step=run.step.number, attempt=attempt.number, reason=reason, usage=usage))
 
 
@@ -272,7 +319,12 @@ def conclude(draft: Draft) -> None:
     if not is_over(run):
         request(draft)
         return
-    draft.note(events.RunCompleted(output=output(run)))
+    answer = output(run)
+    found = structured.problem(run.definition.response_format, answer.text, answer.finish_reason, draft.given.validate)
+    if found:
+        draft.note(models.AnswerRejected(step=step.number, problem=found))
+    else:
+        draft.note(events.RunCompleted(output=answer))
 
 
 def is_over(run: Run) -> bool:
@@ -288,14 +340,9 @@ def output(run: Run) -> RunOutput:
     """What came of the run: the last answer, with the pieces that length cut before it."""
     pieces = run.transcript[-1 - run.turns.length_recoveries :]
     text = "".join(part.text.text for message in pieces for part in message.parts if part.HasField("text"))
-    kind = run.definition.response_format.kind
-    json_kinds = (
-        ResponseFormatKind.RESPONSE_FORMAT_KIND_JSON_OBJECT,
-        ResponseFormatKind.RESPONSE_FORMAT_KIND_JSON_SCHEMA,
-    )
     return RunOutput(
         text=text,
-        json=text if kind in json_kinds else "",
+        json=structured.result(run.definition.response_format, text, run.step.finish_reason),
         message=run.transcript[-1],
         finish_reason=run.step.finish_reason,  # type: ignore[arg-type]
     )

@@ -9,18 +9,24 @@ from behest.v1.run_state_pb2 import RunState
 from behest.v1.tool_pb2 import SideEffect
 from behestd.core import children
 from behestd.core.questions import is_open, is_question
-from behestd.core.signals import AskStatus, CallModel, CallTool, CancelTool, Effect
+from behestd.core.signals import AskContext, AskStatus, CallModel, CallTool, CancelTool, Effect, Summarise
 from behestd.core.state import Call, Phase, Run
 from behestd.core.times import duration_ns
+from behestd.core.turn import awaits
 
 
 def wanted(run: Run) -> tuple[Effect, ...]:
     """The effects of a run, calls in the order in which the model asked."""
     step = run.step
     if run.state == RunState.RUN_STATE_RUNNING:
+        if run.compaction.open is not None:
+            wish = run.compaction.open
+            return (Summarise(wish.number, wish.endpoint, wish.deadline_ns),)
         if step.open is not None:
             attempt = step.open
             return (CallModel(step.number, attempt.number, attempt.endpoint, attempt.deadline_ns),)
+        if awaits(run):
+            return (AskContext(step.number + 1, run.life.deadline_ns),)
         return tuple(effect for call in step.calls for effect in _of_call(call))
     if run.state == RunState.RUN_STATE_CANCELLING:
         return tuple(effect for call in step.calls for effect in _of_cancelled_call(call))
@@ -88,7 +94,7 @@ def _times(run: Run, cancel_grace_ns: int) -> list[int]:
     if run.state != RunState.RUN_STATE_RUNNING:
         return []
     times = [life.deadline_ns]
-    if step.open is None and not step.answered and step.failures:
+    if step.open is None and not step.answered and step.failures and run.compaction.open is None:
         times.append(step.failures[-1].due_ns)
     times.extend(call.due_ns for call in step.calls if call.phase in (Phase.ASKED, Phase.UNKNOWN) or is_open(call))
     times.extend(_retry_times(run))

@@ -27,7 +27,7 @@ from behestd.core.state import Call, Run
 from behestd.core.step import error_result
 from behestd.core.times import duration, nanoseconds, timestamp
 
-_OF_CALLS = frozenset(
+OF_CALLS = frozenset(
     {
         ToolStarted,
         ToolCompleted,
@@ -57,7 +57,7 @@ def fold(
         elif isinstance(payload, ModelCompleted):
             for record in _asked(after, payload, now_ns):
                 changed[record.id] = record
-        elif type(payload) in _OF_CALLS:
+        elif type(payload) in OF_CALLS:
             old = changed.get(payload.call_id) or records.get(payload.call_id)
             if old is not None:
                 changed[old.id] = _fold_one(old, payload, epoch, now_ns)

@@ -34,11 +34,6 @@ def tag(number: int) -> bytes:
     return varint(number << 3 | 2)
 
 
-def field(tag: bytes, value: bytes) -> bytes:
-    """Encode a length-delimited field: its tag, the length, the value."""
-    return b"".join((tag, varint(len(value)), value))
-
-
 def frame(events: Iterable[bytes]) -> bytes:
     """Put tag and length before each serialized event."""
     parts: list[bytes] = []

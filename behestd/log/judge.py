@@ -7,7 +7,7 @@ accepted item changes the facts for those behind it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import field
 
 from behestd.log.store import (
     Append,
@@ -24,6 +24,7 @@ from behestd.log.store import (
     SessionIsFree,
     SessionTaken,
 )
+from behestd.values import dataclass
 
 RecordKey = tuple[str, str, str]
 
@@ -155,7 +156,7 @@ def _stamped(
         if put.expected_version not in (None, version):
             return RecordChanged(record.kind, record.id, version)
         created = record.create_time_ns if old is None else old.create_time_ns
-        written.append(replace(record, version=version + 1, create_time_ns=created))
+        written.append(Record(*key, record.body, record.parent, version + 1, created, record.expire_time_ns))
         fresh[key] = Stamp(version + 1, created, record.expire_time_ns)
     for delete in item.deletes if isinstance(item, Change) else ():
         key = (delete.namespace, delete.kind, delete.id)

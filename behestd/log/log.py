@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict, deque
-from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 from behestd import errors
@@ -17,9 +16,15 @@ from behestd.failpoint import failpoint
 from behestd.log.store import Append, Change, Committed, DeleteRun, DeleteSession, Item, Outcome, Store
 from behestd.log.tail import Tail
 from behestd.log.waiters import Waiters
+from behestd.values import dataclass
 
 BATCH_EVENTS = 512
 BATCH_BYTES = 1024 * 1024
+SHARED_ITEMS = 4
+"""Items that make a commit a shared one: the next gathers a while longer."""
+GATHER_SECONDS = 0.004
+ENOUGH_ITEMS = 64
+"""Items that are committed without gathering more."""
 MAX_TIME_NS = (1 << 63) - 1
 RECENT_TAILS = 256
 RECENT_BYTES = 4 * 1024 * 1024
@@ -77,13 +82,17 @@ class Log:
         when the log is closed; InvalidRequest for a name or a time that no store can hold; ValueError when the
         sequences of an append do not fit together.
         """
+        return await self.submit(item)
+
+    def submit(self, item: Item) -> asyncio.Future[Outcome]:
+        """Hand in an item without waiting for its outcome. Raises as `commit`, at once or in the future."""
         _check(item)
         if self._is_closed:
             raise errors.StorageFailed
         outcome: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
         self._queue.append(_Pending(item, outcome))
         self._arrivals.wake()
-        return await outcome
+        return outcome
 
     def close(self) -> None:
         """Take no more items. `run` returns when those queued are committed."""
@@ -93,14 +102,20 @@ class Log:
     async def run(self) -> None:
         """Commit what is queued, batch after batch: while one is written the next gathers. Returns after `close`.
 
-        Raises CommitUnknown when a commit is unknown; the process must then stop.
+        After a shared commit the next one gathers a while longer: see docs/decisions/0010. Raises CommitUnknown when a
+        commit is unknown; the process must then stop.
         """
+        is_shared = False
         try:
             while self._queue or not self._is_closed:
                 if not self._queue:
                     await self._arrivals.wait()
                     continue
-                await self._commit(self._take())
+                if is_shared and not self._is_closed and len(self._queue) < ENOUGH_ITEMS:
+                    await asyncio.sleep(GATHER_SECONDS)
+                batch = self._take()
+                await self._commit(batch)
+                is_shared = len(batch) >= SHARED_ITEMS
         finally:
             self._is_closed = True
             for pending in self._queue:
@@ -211,7 +226,6 @@ class _Tails:
         tail = self.live.get(key)
         if tail is None:
             tail = self.live[key] = self.find(*key)
-            self.known[key] = tail
         tail.advance(item.chunk, row)
         if row.is_ended:
             del self.live[key]

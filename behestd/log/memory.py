@@ -36,6 +36,7 @@ from behestd.log.store import (
     RunRow,
     TailChunk,
 )
+from behestd.log.usage import Spent, Sums, UsagePage, UsageQuery, added, key_of, matches
 
 Key = tuple[str, str]
 
@@ -55,6 +56,7 @@ class MemoryStore:
         self._entries: dict[tuple[str, str, str], Entry] = {}
         self._records: dict[tuple[str, str, str], Record] = {}
         self._definitions: dict[bytes, bytes] = {}
+        self._usage: list[Spent] = []
         self._counts = Statistics()
         self._times: deque[float] = deque(maxlen=512)
 
@@ -86,6 +88,7 @@ class MemoryStore:
         outcome = verdict.outcome
         if not isinstance(outcome, Committed):
             return outcome
+        self._usage += item.usage
         for record in verdict.records:
             self._records[record.namespace, record.kind, record.id] = record
         if isinstance(item, Change):
@@ -129,6 +132,7 @@ class MemoryStore:
             if not row.is_ended:
                 return Lost(row.epoch, row.last_sequence)
         gone = {session_id}
+        runs = self._runs_below(namespace, session_id)
         for row in rows:
             self._drop_log((namespace, row.run_id))
             del self._rows[namespace, row.run_id]
@@ -145,11 +149,23 @@ class MemoryStore:
             gone.add(name[2])
             del self._records[name]
             del self._facts.stamps[name]
+        for index, used in enumerate(self._usage):
+            is_direct = not used.run_id and used.session_id == session_id
+            if used.namespace == namespace and (is_direct or used.run_id in runs):
+                self._usage[index] = used._replace(session_id="", run_id="")
         for taken in [
             name for name, claim in self._facts.requests.items() if name[0] == namespace and claim.target in gone
         ]:
             del self._facts.requests[taken]
         return Committed()
+
+    def _runs_below(self, namespace: str, session_id: str) -> set[str]:
+        """The runs of a session, and those below them in sessions of their own."""
+        sessions = [session_id]
+        for above in sessions:  # which grows meanwhile
+            found = (record for name, record in self._records.items() if name[:2] == (namespace, SESSION_KIND))
+            sessions += [record.id for record in found if record.parent == above and record.id not in sessions]
+        return {row.run_id for key, row in self._rows.items() if key[0] == namespace and row.session_id in sessions}
 
     def _purge(self, item: Purge) -> Outcome:
         expired = [name for name, record in self._records.items() if 0 < record.expire_time_ns <= item.now_ns]
@@ -303,6 +319,19 @@ class MemoryStore:
     async def namespaces(self) -> list[str]:
         """See Store."""
         return sorted({name[0] for name in self._records})
+
+    async def usage(self, query: UsageQuery) -> UsagePage:
+        """See Store."""
+        upto = query.upto or len(self._usage)
+        groups: dict[tuple[int | str, ...], Sums] = {}
+        total = Sums()
+        for row in self._usage[:upto]:
+            if matches(row, query):
+                key = key_of(row, query.group_by)
+                groups[key] = added(groups.get(key) or Sums(key), row)
+                total = added(total, row)
+        found = sorted(key for key in groups if query.after is None or key > query.after)
+        return UsagePage(tuple(groups[key] for key in found[: query.limit]), total, upto)
 
     async def positions(self) -> tuple[int, int]:
         """See Store."""

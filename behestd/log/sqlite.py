@@ -38,6 +38,7 @@ from behestd.log.store import (
     RunRow,
     TailChunk,
 )
+from behestd.log.usage import UsagePage, UsageQuery
 
 BALLAST_BYTES = 64 * 1024 * 1024
 SQLITE_VERSION = sqlite3.sqlite_version
@@ -212,6 +213,10 @@ class SqliteStore:
         """See Store."""
         return await self._readable().namespaces()
 
+    async def usage(self, query: UsageQuery) -> UsagePage:
+        """See Store."""
+        return await self._readable().usage(query)
+
     async def positions(self) -> tuple[int, int]:
         """See Store."""
         newest = self._writer.position
@@ -227,8 +232,8 @@ class SqliteStore:
         return replace(self._counts, reads=self._reader.reads, commit_seconds=tuple(self._times))
 
     async def close(self) -> None:
-        """See Store. After an unknown commit the file is left as it is for the next start to read."""
-        if self._writer.is_poisoned:
+        """See Store. After an unknown commit, or on a full disk, the file is left as it is for the next start."""
+        if self._writer.is_poisoned or self._writer.is_degraded:
             # The last connection to close would checkpoint. Read-only ones cannot, so they close last.
             await self._writer.stop()
             await self._reader.close()

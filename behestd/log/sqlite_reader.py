@@ -15,8 +15,10 @@ from typing import Any
 import aiosqlite
 
 from behestd import errors
+from behestd.log import sqlite_usage
 from behestd.log.sqlite_schema import RUN_COLUMNS, StoreCorrupt, run_row
 from behestd.log.store import Chunk, Claim, Entry, Record, RunQuery, RunRow, TailChunk
+from behestd.log.usage import UsagePage, UsageQuery
 
 CONNECTIONS = 2
 
@@ -230,6 +232,10 @@ class Reader:
     async def namespaces(self) -> list[str]:
         """See Store."""
         return [name for (name,) in await self._rows(_NAMESPACES, ())]
+
+    async def usage(self, query: UsageQuery) -> UsagePage:
+        """See Store."""
+        return sqlite_usage.page_of(query, await self._rows(*sqlite_usage.statement(query)))
 
     async def oldest_position(self) -> int:
         """Return the commit position of the oldest chunk, 0 when there is none."""

@@ -17,6 +17,8 @@ from behestd.log import chain
 from behestd.log.store import Chunk, RunRow
 
 FILE_NAME = "behestd.db"
+EVERY_PAGE_BYTES = 64 * 1024 * 1024
+"""The size of a file up to which every page is checked at the start."""
 RUN_COLUMNS = (
     "namespace, run_id, session_id, agent_id, state, epoch, last_sequence, last_hash, session_index, create_time_ns,"
     " body, is_active, is_ended, log_bytes, first_sequence"
@@ -70,6 +72,18 @@ MIGRATIONS: tuple[str, ...] = (
     # Few records ever expire; the others are not in it.
     """
     CREATE INDEX records_expiring ON records (expire_time_ns) WHERE expire_time_ns > 0;
+    """,
+    # In the order of Spent, and the run's key, 0 without one. Times and keys come in order: indexes grow at one end.
+    """
+    CREATE TABLE usage (
+        row INTEGER PRIMARY KEY, namespace TEXT NOT NULL, time_ns INTEGER NOT NULL, session_id TEXT NOT NULL,
+        run_id TEXT NOT NULL, agent_id TEXT NOT NULL, model TEXT NOT NULL, purpose INTEGER NOT NULL,
+        input_tokens INTEGER NOT NULL, output_tokens INTEGER NOT NULL, cached_input_tokens INTEGER NOT NULL,
+        cache_write_tokens INTEGER NOT NULL, reasoning_tokens INTEGER NOT NULL, cost_micro_usd INTEGER,
+        is_estimated INTEGER NOT NULL, run INTEGER NOT NULL);
+    CREATE INDEX usage_by_time ON usage (namespace, time_ns);
+    CREATE INDEX usage_by_run ON usage (run) WHERE run > 0;
+    CREATE INDEX usage_by_session ON usage (namespace, session_id) WHERE run = 0;
     """,
 )
 
@@ -128,6 +142,7 @@ def prepare(
     connection.execute("PRAGMA cache_size = -16384")
     migrate(connection)
     verify(connection)
+    identity = None
     try:
         identity = identify(connection, boot_id)
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -137,8 +152,7 @@ def prepare(
         if connection.in_transaction:
             connection.execute("ROLLBACK")
         make_room()
-        return identify(connection, boot_id)
-    return identity
+    return identity or identify(connection, boot_id)
 
 
 def migrate(connection: sqlite3.Connection, migrations: Sequence[str] = MIGRATIONS) -> int:
@@ -178,11 +192,18 @@ def run_row(values: Sequence[object]) -> RunRow:
     return RunRow(*row)  # type: ignore[arg-type]  # the columns are those of the class
 
 
-def verify(connection: sqlite3.Connection) -> None:
-    """Check the pages of the file and the logs of the runs that have not ended. Raises StoreCorrupt or LogCorrupt."""
-    found = [problem for (problem,) in connection.execute("PRAGMA quick_check(5)")]
-    if found != ["ok"]:
-        raise StoreCorrupt(found[0])
+def verify(connection: sqlite3.Connection, every_page_bytes: int = EVERY_PAGE_BYTES) -> None:
+    """Check the logs of the runs that have not ended, and every page of a file up to a size.
+
+    Checking a page means reading it, so the start of a large store would take as long as its disk. Its other pages are
+    checked by `fsck`, and as they are read. Raises StoreCorrupt or LogCorrupt.
+    """
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (page_bytes,) = connection.execute("PRAGMA page_size").fetchone()
+    if pages * page_bytes <= every_page_bytes:
+        found = [problem for (problem,) in connection.execute("PRAGMA quick_check(5)")]
+        if found != ["ok"]:
+            raise StoreCorrupt(found[0])
     for row, chunks in logs(connection, "WHERE is_ended = 0"):
         for sequence, problem in chain.problems(row, chunks):
             raise errors.LogCorrupt(row.run_id, sequence, problem)

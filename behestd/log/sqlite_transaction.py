@@ -15,6 +15,7 @@ from functools import cache
 from typing import Any
 
 from behestd.log.judge import Facts, Head, Stamp, judge, namespace_of
+from behestd.log.sqlite_usage import RUNS_BELOW
 from behestd.log.store import (
     KEPT_KINDS,
     SESSION_KIND,
@@ -32,6 +33,7 @@ from behestd.log.store import (
     RecordIs,
     SessionIsFree,
 )
+from behestd.log.usage import Spent
 
 Row = tuple[Any, ...]
 
@@ -82,6 +84,9 @@ _ENTRIES = _upsert("entries", "namespace kind id", "session_id run_id position b
 _RECORDS = _upsert("records", "namespace kind id", "parent version create_time_ns expire_time_ns body")
 _REQUESTS = _Table("INSERT INTO requests (namespace, request_id, target, digest)", 4)
 _DEFINITIONS = _Table("INSERT OR IGNORE INTO definitions (hash, body)", 2)
+_USAGE = _Table(f"INSERT INTO usage ({', '.join(Spent._fields)}, run)", len(Spent._fields) + 1)
+_DIRECT = "namespace = :namespace AND session_id = :session AND run = 0"
+"""Usage of a session without a run."""
 _ROWS_A_STATEMENT = 256
 
 
@@ -95,6 +100,7 @@ class _Pending:
     records: dict[Row, Row | None] = field(default_factory=dict)
     requests: list[Row] = field(default_factory=list)
     definitions: dict[bytes, bytes] = field(default_factory=dict)
+    usage: list[Row] = field(default_factory=list)
 
 
 class Transactions:
@@ -170,6 +176,7 @@ class Transactions:
                 for delete in item.deletes:
                     pending.records[delete.namespace, delete.kind, delete.id] = None
                 _collect_entries(namespace_of(item), item.entries, pending)
+                pending.usage += [(*used, 0) for used in item.usage]
             else:
                 self._collect(item, facts, verdict.outcome.position, pending)
         self._position, self._run_key = facts.position, facts.key
@@ -186,6 +193,8 @@ class Transactions:
             row.log_bytes, row.body,
         )  # fmt: skip
         _collect_entries(row.namespace, item.entries, pending)
+        if item.usage:
+            pending.usage += [(*used, key) for used in item.usage]
         if item.definition is not None and item.definition[0] not in self._known:
             pending.definitions.setdefault(*item.definition)
 
@@ -214,6 +223,7 @@ class Transactions:
         self._insert(_ENTRIES, list(pending.entries.values()))
         self._insert(_REQUESTS, pending.requests)
         self._insert(_DEFINITIONS, list(pending.definitions.items()))
+        self._insert(_USAGE, pending.usage)
         self._insert(_RECORDS, [row for row in pending.records.values() if row is not None])
         self._offered.update(pending.definitions)
         for key, row in pending.records.items():
@@ -290,6 +300,8 @@ class Transactions:
             f"DELETE FROM requests WHERE namespace = :namespace AND target IN ({targets})",
             f"DELETE FROM chunks WHERE run IN (SELECT key {runs})",
             "DELETE FROM entries WHERE namespace = :namespace AND session_id = :session",
+            f"UPDATE usage SET run = 0, session_id = '', run_id = '' WHERE run > 0 AND run IN ({RUNS_BELOW})",
+            f"UPDATE usage SET session_id = '' WHERE {_DIRECT}",
             f"DELETE {runs}",
             "DELETE FROM records WHERE namespace = :namespace AND parent = :session",
             "DELETE FROM records WHERE namespace = :namespace AND kind = :kind AND id = :session",

@@ -14,11 +14,11 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 from behestd.log.directory import Ballast
 from behestd.log.sqlite_transaction import Transactions
 from behestd.log.store import Append, CommitUnknown, DeleteRun, DeleteSession, Full, Item, Outcome
+from behestd.values import dataclass
 
 IDLE_SECONDS = 0.02
 """How long nothing must come in before a checkpoint that is due is made."""
@@ -85,7 +85,7 @@ class Writer:
         return job.receipt
 
     async def stop(self) -> None:
-        """Finish what is queued, checkpoint unless poisoned, end the thread and close the connection."""
+        """Finish what is queued, checkpoint unless poisoned or degraded, end the thread and close the connection."""
         if self._thread.is_alive():
             loop = asyncio.get_running_loop()
             stopped = asyncio.Event()
@@ -104,7 +104,7 @@ class Writer:
                 self._tidy()
                 continue
             if not isinstance(job, _Job):
-                if not self.is_poisoned:
+                if not (self.is_poisoned or self.is_degraded):
                     self._checkpoint("TRUNCATE")
                 job()
                 return
@@ -158,7 +158,7 @@ class Writer:
         """Return how many seconds to wait for a job before tidying up, None for ever."""
         if self.is_poisoned:
             return None
-        if self._wipe_due or self._wal_pages > CHECKPOINT_PAGES:
+        if self._wipe_due or self._is_checkpoint_due:
             return IDLE_SECONDS
         return PROBE_SECONDS if self.is_degraded else None
 
@@ -169,10 +169,15 @@ class Writer:
             self._connection.execute("PRAGMA busy_timeout = 100")
             self._wipe_due = self._checkpoint("TRUNCATE") is not True
             self._connection.execute("PRAGMA busy_timeout = 5000")
-        elif self._wal_pages > CHECKPOINT_PAGES:
+        elif self._is_checkpoint_due:
             self._checkpoint("PASSIVE")
         if self.is_degraded:
             self.is_degraded = not self._ballast.restore()
+
+    @property
+    def _is_checkpoint_due(self) -> bool:
+        """Whether the WAL is long. On a full disk the file must not grow: what is left is for the ends of runs."""
+        return self._wal_pages > CHECKPOINT_PAGES and not self.is_degraded
 
     def _checkpoint(self, mode: str) -> bool:
         """Copy the WAL into the file. True when nothing of it is left to copy."""

@@ -9,16 +9,17 @@ readable before that. Every key begins with the namespace. Values are bytes that
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from behestd.log.counts import Statistics
+from behestd.log.usage import Spent, UsageStore
+from behestd.values import dataclass
 
 SESSION_KIND = "session"
 """The kind of the record that `DeleteSession` deletes beside everything else of the session."""
 
-KEPT_KINDS = frozenset({"message", "usage"})
-"""Kinds of entries that outlive the log of their run: the session's transcript and what was spent."""
+KEPT_KINDS = frozenset({"message"})
+"""Kinds of entries that outlive the log of their run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,15 +53,14 @@ class RunRow:
     is_active: bool
     """Holds the session's gate: started and not ended."""
     is_ended: bool
-    log_bytes: int
-    """Bytes of all chunks together."""
+    log_bytes: int  # of all chunks together
     first_sequence: int = 1
     """Oldest sequence still stored; last_sequence + 1 when the log is deleted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A row of a view that belongs to a session and a run: a message, a tool call, an approval, a usage figure.
+    """A row of a view that belongs to a session and a run: a message, a tool call, an approval.
 
     Entries of one kind are listed by ascending `position`. Writing the same (namespace, kind, id) again replaces it.
     """
@@ -162,6 +162,7 @@ class Append:
     claim: Claim | None = None
     guards: tuple[Guard, ...] = ()
     puts: tuple[Put, ...] = ()
+    usage: tuple[Spent, ...] = ()
 
     @property
     def size_bytes(self) -> int:
@@ -171,13 +172,14 @@ class Append:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A transaction over records, with entries that no run made: all of it or nothing."""
+    """A transaction over records, with entries and usage that no run made: all of it or nothing."""
 
     puts: tuple[Put, ...] = ()
     deletes: tuple[Delete, ...] = ()
     claim: Claim | None = None
     guards: tuple[Guard, ...] = ()
     entries: tuple[Entry, ...] = ()
+    usage: tuple[Spent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +198,7 @@ class DeleteRun:
 class DeleteSession:
     """Delete a session: its record, runs, logs, entries, request ids and every record whose parent it is.
 
-    Refused with `Lost` while a run of it has not ended. No error when there is nothing of it.
+    Its usage stays, without its name. Refused with `Lost` while a run has not ended; no error when there is none of it.
     """
 
     namespace: str
@@ -283,8 +285,7 @@ class CommitUnknown(Exception):
 class RunQuery:
     """Which runs to list, newest first (create time, then id). Empty fields match everything.
 
-    `created_after_ns` is inclusive, `created_before_ns` exclusive. `before` is the (create_time_ns, run_id) of the last
-    row of the page before.
+    `created_after_ns` is inclusive, `created_before_ns` exclusive. `before` is where the page before ended.
     """
 
     namespace: str
@@ -308,7 +309,7 @@ class TailChunk:
     chunk: Chunk
 
 
-class Store(Protocol):
+class Store(UsageStore, Protocol):
     """See the module's docstring for the promises."""
 
     name: str

@@ -7,12 +7,12 @@ watcher keeps up, it costs no read of the store and no copy of a chunk.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
 
 from behestd import errors
 from behestd.log import frames
 from behestd.log.store import Chunk, RunRow, Store
 from behestd.log.waiters import Waiters
+from behestd.values import dataclass
 
 TAIL_BYTES = 256 * 1024
 """Events of one run kept in memory; its newest chunk always is, whatever its size."""

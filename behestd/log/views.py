@@ -6,9 +6,10 @@ logs. Above: `runtime.commit`. Below: the values of `store`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from behest.v1.approval_pb2 import Approval, ApprovalState
+from behest.v1.context_event_pb2 import ContextCompacted
 from behest.v1.message_pb2 import Message
 from behest.v1.tool_call_pb2 import ToolCallRecord
 from behestd.core.report import report
@@ -54,11 +55,13 @@ def entries(
     before: Run | None, calls: Mapping[str, ToolCallRecord], after: Run, payloads: Sequence[Payload], now_ns: int
 ) -> tuple[tuple[Entry, ...], dict[str, ToolCallRecord]]:
     """The entries that a commit writes, and the records of the calls that are open after it."""
-    records = dict(calls)
-    changed = call_records.fold(records, before, after, payloads, now_ns)
     rows = [_message(after, index, now_ns) for index in _new_messages(before, after)]
-    rows += [_call(after, record) for record in changed]
-    rows += [approval_entry(record) for record in approval_records.fold(before, after, payloads, now_ns)]
+    records = dict(calls)
+    if calls or after.step.calls or any(type(payload) in call_records.OF_CALLS for payload in payloads):
+        rows += [_call(after, record) for record in call_records.fold(records, before, after, payloads, now_ns)]
+        rows += [approval_entry(record) for record in approval_records.fold(before, after, payloads, now_ns)]
+    if before is not None and after.compaction.summary is not before.compaction.summary:
+        rows += _summaries(after, payloads, now_ns)
     kept = {call.call.id for call in after.step.calls}
     return tuple(rows), {call_id: record for call_id, record in records.items() if call_id in kept}
 
@@ -84,6 +87,42 @@ def _message(run: Run, index: int, now_ns: int) -> Entry:
     message.create_time.CopyFrom(timestamp(now_ns))
     place = position(run.life.session_index, index)
     return Entry(MESSAGE, message.id, run.created.session_id, run.id, place, message.SerializeToString())
+
+
+def summary_position(session_index: int, number: int) -> int:
+    """Where a summary stands in its session: behind all messages of a run, by a number that the run uses once.
+
+    What it stands for it says itself, since messages that it leaves alone stand before it too.
+    """
+    return session_index << _INDEX_BITS | 1 << _INDEX_BITS - 1 | number
+
+
+def next_summary_position(latest: int) -> int:
+    """Where a summary stands that no run made, behind the session's latest message or summary."""
+    own = latest >> _INDEX_BITS
+    return max(latest + 1, summary_position(own, 0))
+
+
+def is_summary(entry: Entry) -> bool:
+    """Whether an entry of a message is that of a summary."""
+    return bool(entry.position >> _INDEX_BITS - 1 & 1)
+
+
+def summary_entry(session_id: str, summary: Message, run_id: str, place: int, now_ns: int) -> Entry:
+    """The entry of a summary. It is no message of its run, whose own are counted."""
+    message = Message()
+    message.CopyFrom(summary)
+    message.run_id = run_id
+    message.create_time.CopyFrom(timestamp(now_ns))
+    return Entry(MESSAGE, message.id, session_id, "", place, message.SerializeToString())
+
+
+def _summaries(run: Run, payloads: Sequence[Payload], now_ns: int) -> Iterator[Entry]:
+    first = run.head.sequence - len(payloads) + 1
+    for index, payload in enumerate(payloads):
+        if isinstance(payload, ContextCompacted):
+            place = summary_position(run.life.session_index, first + index)
+            yield summary_entry(run.created.session_id, payload.summary, run.id, place, now_ns)
 
 
 def call_position(session_index: int, step: int, index: int) -> int:

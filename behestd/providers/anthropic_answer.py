@@ -15,7 +15,7 @@ from behest.v1.chat_pb2 import FinishReason
 from behest.v1.chat_service_pb2 import Chat, ChatDelta, ChatEnd, ToolCallDelta
 from behest.v1.message_pb2 import Message, Part, ReasoningPart, Role, TextPart, ToolCall
 from behest.v1.usage_pb2 import Usage, UsageSource
-from behestd.core.spend import estimate, estimate_chat
+from behestd.core.estimate import estimate, estimate_chat
 from behestd.providers.anthropic_request import REDACTED, SIGNED
 from behestd.providers.failure import ProviderFailure
 from behestd.providers.fields import counted, is_object, malformed, typed

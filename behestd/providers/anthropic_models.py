@@ -1,7 +1,7 @@
-"""What is known of the vendor's models: abilities, limits, how thinking is asked for. A table, and nothing else.
+"""What is known of the vendor's models: abilities, limits, what a request may ask. A table, and nothing else.
 
 Above: `anthropic_request`, and `planning`, where the configuration goes over it. Source: the vendor's public pages of
-each model, November 2026. A name that is not here is served all the same, with limits unknown.
+each model and its SDK, November 2026. A name that is not here is served all the same, with limits unknown.
 """
 
 from __future__ import annotations
@@ -45,6 +45,8 @@ class Known:
     context_window_tokens: int = 0
     max_output_tokens: int = 0
     capabilities: tuple[str, ...] = (*_ABILITIES, "json_schema")
+    samplers: int = 0
+    """How many of temperature and top_p it takes in a request without thinking."""
 
 
 _BY_FAMILY = {
@@ -54,18 +56,18 @@ _BY_FAMILY = {
     "claude-opus-5": Known(Thinking.ADAPTIVE, _MILLION, 128_000),
     "claude-opus-4-8": Known(Thinking.ADAPTIVE, _MILLION, 128_000),
     "claude-opus-4-7": Known(Thinking.ADAPTIVE, _MILLION, 128_000),
-    "claude-opus-4-6": Known(Thinking.ADAPTIVE, _MILLION, 128_000),
-    "claude-opus-4-5": Known(Thinking.BUDGET, _TWO_HUNDRED_THOUSAND, 64_000),
+    "claude-opus-4-6": Known(Thinking.ADAPTIVE, _MILLION, 128_000, samplers=1),
+    "claude-opus-4-5": Known(Thinking.BUDGET, _TWO_HUNDRED_THOUSAND, 64_000, samplers=1),
     "claude-sonnet-5-5": Known(Thinking.BETWEEN_TOOLS, _MILLION, 128_000),
     "claude-sonnet-5": Known(Thinking.ADAPTIVE, _MILLION, 128_000),
-    "claude-sonnet-4-6": Known(Thinking.ADAPTIVE, _MILLION, 128_000),
-    "claude-sonnet-4-5": Known(Thinking.BUDGET, _TWO_HUNDRED_THOUSAND, 64_000),
+    "claude-sonnet-4-6": Known(Thinking.ADAPTIVE, _MILLION, 128_000, samplers=1),
+    "claude-sonnet-4-5": Known(Thinking.BUDGET, _TWO_HUNDRED_THOUSAND, 64_000, samplers=1),
     "claude-haiku-5-5": Known(Thinking.ADAPTIVE, _MILLION, 128_000),
-    "claude-haiku-4-5": Known(Thinking.BUDGET, _TWO_HUNDRED_THOUSAND, 64_000),
+    "claude-haiku-4-5": Known(Thinking.BUDGET, _TWO_HUNDRED_THOUSAND, 64_000, samplers=1),
     # Of a model of the vendor that is not here, the newest habits are assumed.
     "claude": Known(Thinking.ADAPTIVE),
     # Of a model of somebody else behind the same interface, the oldest.
-    "": Known(Thinking.BUDGET, capabilities=_ABILITIES),
+    "": Known(Thinking.BUDGET, capabilities=_ABILITIES, samplers=2),
 }
 
 

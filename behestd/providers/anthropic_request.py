@@ -63,8 +63,8 @@ def request_body(chat: Chat, name: str, model: Model, *, streams: bool) -> Json:
     if blocks:
         body["system"] = blocks
     body["messages"] = _messages(message for message in chat.messages if message.role != Role.ROLE_SYSTEM)
-    body.update(_sampling(chat))
     body.update(_output(chat, name, body["max_tokens"]))
+    body.update(_sampling(chat, 0 if "thinking" in body else known(name).samplers))
     if model.capabilities.prompt_cache_markers:
         limit = min(model.limits.max_prompt_cache_markers, MAX_CACHE_MARKERS)
         # A marker of the caller's own takes one of the vendor's four.
@@ -96,10 +96,11 @@ def _tool_choice(chat: Chat) -> Json:
     return {"tool_choice": {"type": _CHOICES[choice.mode]}} if choice.mode in _CHOICES else {}
 
 
-def _sampling(chat: Chat) -> Json:
-    """Build what chooses tokens. The vendor knows no seed."""
+def _sampling(chat: Chat, samplers: int) -> Json:
+    """Build what chooses tokens. The vendor knows no seed, and its models take one sampler at most, the newer none."""
     sampling = chat.sampling
-    fields: Json = {name: getattr(sampling, name) for name in ("temperature", "top_p") if sampling.HasField(name)}
+    asked = [name for name in ("temperature", "top_p") if sampling.HasField(name)]
+    fields: Json = {name: getattr(sampling, name) for name in asked[:samplers]}
     if sampling.stop:
         fields["stop_sequences"] = list(sampling.stop)
     return fields

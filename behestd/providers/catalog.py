@@ -7,7 +7,7 @@ it in whole, and whoever resolved a model keeps the provider it got. Health belo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -58,6 +58,14 @@ class Resolved:
 
 
 @dataclass(frozen=True, slots=True)
+class Weighted:
+    """One of the models that an alias stands for, and how often it is chosen beside the others."""
+
+    model: str
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Snapshot:
     """All that is known at one moment; providers and models in the order of their ids. Made by `snapshot`."""
 
@@ -66,6 +74,8 @@ class Snapshot:
     aliases: Mapping[str, str] = field(default_factory=dict)
     default_model: str = ""
     default_embedding_model: str = ""
+    weighted: Mapping[str, tuple[Weighted, ...]] = field(default_factory=dict)
+    """Aliases that stand for several models; `aliases` has the first of each."""
 
     def resolve(self, name: str) -> Resolved:
         """Find a model by `provider/name` or alias; an empty name is the default model.
@@ -73,6 +83,60 @@ class Snapshot:
         Raises: ProviderNotFound, ModelNotFound.
         """
         return self._resolve(name or self.default_model)
+
+    def choose(self, name: str, needs: Iterable[str], chance: float) -> Resolved:
+        """Find a model as `resolve` does; of several that an alias stands for, one by weight and chance, in [0, 1).
+
+        Among these, only such as can do what is needed (fields of ModelCapabilities), as long as there is one.
+        """
+        several = self.weighted.get(name or self.default_model)
+        if several is None:
+            return self.resolve(name)
+        there = [each for each in several if each.model in self.models]
+        wanted = tuple(needs)
+        able = [each for each in there if lacks(self.models[each.model].model, wanted) is None] or there
+        point = chance * sum(each.weight for each in able)
+        for each in able:
+            point -= each.weight
+            if point < 0:
+                return self.models[each.model]
+        return self._resolve(several[0].model)
+
+    def chance_of(self, name: str, chance: float) -> float:
+        """Round a chance to as many steps as an alias has weights, so that who chooses alike has the same chance.
+
+        0 for a name that stands for one model.
+        """
+        several = self.weighted.get(name or self.default_model)
+        if several is None:
+            return 0.0
+        steps = sum(each.weight for each in several)
+        return (int(chance * steps) + 0.5) / steps
+
+    def candidates(self, name: str, others: Iterable[str], needs: Sequence[str], chance: float) -> list[Resolved]:
+        """Find the models to try for a name, and after it for others, without repeats.
+
+        Others that cannot do what is needed, or are not there, are left out. Raises: ProviderNotFound, ModelNotFound
+        and CapabilityMissing for the first.
+        """
+        first = self.choose(name, needs, chance)
+        missing = lacks(first.model, needs)
+        if missing is not None:
+            raise CapabilityMissing(first.model.id, missing)
+        found = {first.model.id: first}
+        for other in others:
+            if other in self.models or other in self.aliases:
+                resolved = self.choose(other, needs, chance)
+                if lacks(resolved.model, needs) is None:
+                    found.setdefault(resolved.model.id, resolved)
+        return list(found.values())
+
+    def fallbacks_of(self, name: str, configured: Mapping[str, Sequence[str]]) -> Sequence[str]:
+        """Choose of the configured fallbacks, by name, those of a model or alias, an empty name being the default."""
+        if not configured:
+            return ()
+        name = name or self.default_model
+        return configured.get(name) or configured.get(self.aliases.get(name, "")) or ()
 
     def resolve_embedding(self, name: str) -> Resolved:
         """Find a model that makes embeddings; an empty name is the default embedding model.
@@ -104,27 +168,35 @@ class Snapshot:
 def snapshot(
     providers: Iterable[Provider],
     *,
-    aliases: Mapping[str, str] | None = None,
+    aliases: Mapping[str, str | Sequence[Weighted]] | None = None,
     default_model: str = "",
     default_embedding_model: str = "",
 ) -> Snapshot:
-    """Put a snapshot together. Aliases may name models that are not there (yet). Raises: ProviderTaken."""
+    """Put a snapshot together. Aliases may name models that are not there (yet), defaults may be aliases.
+
+    Raises: ProviderTaken.
+    """
     by_id: dict[str, Provider] = {}
     for provider in sorted(providers, key=lambda provider: provider.id):
         if provider.id in by_id:
             raise ProviderTaken(provider.id)
         by_id[provider.id] = provider
+    several = {name: tuple(given) for name, given in (aliases or {}).items() if not isinstance(given, str)}
+    single = {name: given for name, given in (aliases or {}).items() if isinstance(given, str)}
+    single |= {name: given[0].model for name, given in several.items()}
+    default_id = single.get(default_model, default_model)
     models = {
-        model.id: Resolved(provider, _marked(model, model.id == default_model))
+        model.id: Resolved(provider, _marked(model, model.id == default_id))
         for provider in by_id.values()
         for model in sorted(provider.models(), key=lambda model: model.id)
     }
     return Snapshot(
         MappingProxyType(by_id),
         MappingProxyType(models),
-        MappingProxyType(dict(aliases or {})),
+        MappingProxyType(single),
         default_model,
         default_embedding_model,
+        MappingProxyType(several),
     )
 
 
@@ -173,7 +245,7 @@ class Catalog:
         now = self._current
         return snapshot(
             providers.values(),
-            aliases=now.aliases,
+            aliases={**now.aliases, **now.weighted},
             default_model=now.default_model,
             default_embedding_model=now.default_embedding_model,
         )
@@ -181,9 +253,14 @@ class Catalog:
 
 def check(chat: Chat, model: Model) -> None:
     """Refuse a call that asks more of a model than it can do, before anything leaves. Raises: CapabilityMissing."""
-    for capability in needed(chat):
-        if not getattr(model.capabilities, capability):
-            raise CapabilityMissing(model.id, capability)
+    missing = lacks(model, needed(chat))
+    if missing is not None:
+        raise CapabilityMissing(model.id, missing)
+
+
+def lacks(model: Model, needs: Iterable[str]) -> str | None:
+    """Return the first of the needed capabilities that a model has not, or None."""
+    return next((capability for capability in needs if not getattr(model.capabilities, capability)), None)
 
 
 def needed(chat: Chat) -> Iterator[str]:

@@ -1,7 +1,8 @@
 """OpenAI-compatible servers over HTTP: chat and embeddings. Above: the catalog. Below: `http_client`, the wire modules.
 
 Not on the vendor's SDK, which hides whether the end marker came and takes three times as long to the first piece
-(`docs/dependencies.md`). An answer counts only when its finish reason and `[DONE]` have both come.
+(`docs/dependencies.md`). An answer counts only when its finish reason and `[DONE]` have both come; on the vendor's
+newer interface, which is spoken on request, when its last event has.
 """
 
 from __future__ import annotations
@@ -9,24 +10,28 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from behest.v1.chat_service_pb2 import Chat, ChatDelta
 from behest.v1.embedding_service_pb2 import Embedding, EmbedRequest, EmbedResponse
 from behest.v1.model_pb2 import Model
 from behest.v1.model_pb2 import Provider as ProviderInfo
 from behest.v1.usage_pb2 import Usage
-from behestd.core.spend import estimate_text
+from behestd.core.estimate import estimate_text
+from behestd.providers import openai_answer, openai_responses_answer, openai_responses_request
 from behestd.providers.failure import ProviderFailure
 from behestd.providers.fields import parsed
 from behestd.providers.http_client import HttpClient, HttpSettings, address
-from behestd.providers.openai_answer import Answer, prompt_usage, vectors
+from behestd.providers.openai_answer import prompt_usage, vectors
 from behestd.providers.openai_request import request_body
 from behestd.providers.provider import Frame
 from behestd.providers.secret import Secret
 
 if TYPE_CHECKING:
     import httpx2
+
+
+Answer = openai_answer.Answer | openai_responses_answer.Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +46,10 @@ class OpenAiSettings:
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     """Sent with each request; may hold secrets."""
     connect_seconds: float = 5.0
+    interface: Literal["chat_completions", "responses"] = "chat_completions"
+    """How chat is spoken to it."""
     max_tokens_field: str = "max_completion_tokens"
-    """The server's name of the limit of output tokens; older servers know "max_tokens" only."""
+    """The server's name of the limit of output tokens; older servers know "max_tokens" only. In chat completions."""
     display_name: str = ""
     keepalive_seconds: float | None = None
     """How long an idle connection is kept. None: as `http_client` does."""
@@ -92,14 +99,8 @@ class OpenAi:
     async def stream(self, chat: Chat) -> AsyncGenerator[Frame, None]:
         """Make one request and yield a frame for each piece of the response."""
         streams = self._model(chat.model).capabilities.streaming
-        body = request_body(
-            chat,
-            self._name(chat.model),
-            streams=streams,
-            max_tokens_field=self._settings.max_tokens_field,
-        )
-        answer = Answer(chat, self._settings.api_key)
-        async with self._http.post("chat/completions", body) as response:
+        path, body, answer = self._asked(chat, streams)
+        async with self._http.post(path, body) as response:
             request_id = response.headers.get("x-request-id", "")
             if streams and "application/json" not in response.headers.get("content-type", ""):
                 async with aclosing(self._frames(response, answer)) as frames:
@@ -140,18 +141,29 @@ class OpenAi:
     def _name(self, model_id: str) -> str:
         return model_id.removeprefix(f"{self._settings.id}/")
 
-    async def _frames(self, response: httpx2.Response, answer: Answer) -> AsyncGenerator[Frame, None]:
-        """Yield a frame for all that each piece of the network brings, up to the end marker, and free the connection.
+    def _asked(self, chat: Chat, streams: bool) -> tuple[str, Mapping[str, Any], Answer]:
+        """Build a request, and what reads its answer, in the words of the interface."""
+        settings, name = self._settings, self._name(chat.model)
+        if settings.interface == "responses":
+            body = openai_responses_request.request_body(chat, name, streams=streams)
+            return "responses", body, openai_responses_answer.Answer(chat, settings.api_key)
+        body = request_body(chat, name, streams=streams, max_tokens_field=settings.max_tokens_field)
+        return "chat/completions", body, openai_answer.Answer(chat, settings.api_key)
 
-        Raises: ProviderFailure when the marker does not come.
+    async def _frames(self, response: httpx2.Response, answer: Answer) -> AsyncGenerator[Frame, None]:
+        """Yield a frame for all that each piece of the network brings, up to the end, and free the connection.
+
+        Raises: ProviderFailure when neither the end marker nor a last event comes.
         """
         async with aclosing(self._http.events(response)) as pieces:
             async for events in pieces:
                 deltas: list[ChatDelta] = []
                 for event in events:
-                    if event.data.strip() == "[DONE]":
+                    is_marker = event.data.strip() == "[DONE]"
+                    if not is_marker:
+                        deltas += answer.feed(parsed(event.data))
+                    if is_marker or answer.is_over:
                         yield Frame(deltas=deltas)
                         await self._http.drain(pieces)
                         return
-                    deltas += answer.feed(parsed(event.data))
                 yield Frame(deltas=deltas)

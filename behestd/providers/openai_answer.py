@@ -14,7 +14,7 @@ from behest.v1.chat_pb2 import FinishReason
 from behest.v1.chat_service_pb2 import Chat, ChatDelta, ChatEnd, ToolCallDelta
 from behest.v1.message_pb2 import Message, Part, ReasoningPart, Role, TextPart, ToolCall
 from behest.v1.usage_pb2 import Usage, UsageSource
-from behestd.core.spend import estimate, estimate_chat
+from behestd.core.estimate import estimate, estimate_chat
 from behestd.providers.failure import ProviderFailure
 from behestd.providers.fields import counted, is_object, malformed, typed
 from behestd.providers.http_failure import broke_off
@@ -42,6 +42,9 @@ class _Part:
 
 class Answer:
     """One answer. `feed` takes chunks in order, `end` tells the whole."""
+
+    is_over = False
+    """No chunk says that it is the last: the stream does, by its own end marker."""
 
     def __init__(self, chat: Chat, secret: Secret) -> None:
         self._chat = chat
@@ -160,14 +163,14 @@ def _finished(part: _Part) -> Part:
 
 
 def _usage(usage: Mapping[str, Any]) -> Usage:
-    prompt = usage.get("prompt_tokens_details") or {}
-    completion = usage.get("completion_tokens_details") or {}
+    prompt = typed(usage.get("prompt_tokens_details") or {}, dict, "details")
+    completion = typed(usage.get("completion_tokens_details") or {}, dict, "details")
     return Usage(
         input_tokens=counted(usage, "prompt_tokens"),
         output_tokens=counted(usage, "completion_tokens"),
-        cached_input_tokens=counted(typed(prompt, dict, "details"), "cached_tokens")
-        or counted(usage, "prompt_cache_hit_tokens"),
-        reasoning_tokens=counted(typed(completion, dict, "details"), "reasoning_tokens"),
+        cached_input_tokens=counted(prompt, "cached_tokens") or counted(usage, "prompt_cache_hit_tokens"),
+        cache_write_tokens=counted(prompt, "cache_write_tokens"),
+        reasoning_tokens=counted(completion, "reasoning_tokens"),
         attempts=1,
     )
 

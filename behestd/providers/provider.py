@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
 from typing import Protocol
 
 from behest.v1.chat_service_pb2 import Chat, ChatEnd, StreamChatResponse
@@ -19,6 +18,7 @@ from behest.v1.embedding_service_pb2 import EmbedRequest, EmbedResponse
 from behest.v1.model_pb2 import Model
 from behest.v1.model_pb2 import Provider as ProviderInfo
 from behestd.providers.failure import ProviderFailure
+from behestd.values import dataclass
 
 Frame = StreamChatResponse
 
@@ -36,7 +36,9 @@ class ProviderTimeouts:
 
     def within(self, seconds: float) -> ProviderTimeouts:
         """Return these limits with a total of at most `seconds`."""
-        return self if seconds >= self.total_seconds else replace(self, total_seconds=seconds)
+        if seconds >= self.total_seconds:
+            return self
+        return ProviderTimeouts(self.connect_seconds, self.first_byte_seconds, self.stall_seconds, seconds)
 
 
 class Provider(Protocol):

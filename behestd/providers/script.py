@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from behest.v1.chat_pb2 import FinishReason
 from behestd.providers.failure import CLASSES
+from behestd.values import dataclass
 
 MAX_WORDS = 100_000
 MAX_DELAY_MS = 600_000
 _NAMES = (
     "say", "words", "delay", "tool", "next", "repeat", "fail", "stall", "cut", "finish", "usage", "garbage",
-    "reasoning", "json", "dump",
+    "reasoning", "json", "dump", "recall",
 )  # fmt: skip
 _DIRECTIVE = re.compile(rf"(?:^|(?<=\s))/({'|'.join(_NAMES)})(?=\s|$)")
 _SPACE = re.compile(r"\s+")
@@ -110,13 +110,20 @@ class Dump:
 
 
 @dataclass(frozen=True, slots=True)
+class Recall:
+    """Answers with the facts that the conversation tells, or with the one of a key."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
 class Mark:
     """Stands between turns, or for the wish to repeat the last one."""
 
     is_repeat: bool
 
 
-Directive = Say | Words | Reason | Invoke | Delay | Fail | Stall | Cut | Finish | Charge | Dump | Mark
+Directive = Say | Words | Reason | Invoke | Delay | Fail | Stall | Cut | Finish | Charge | Dump | Recall | Mark
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,6 +271,11 @@ def _usage(body: str) -> Charge:
     return Charge(*[*numbers, 0, 0, 0][:4])
 
 
+def _recall(body: str) -> Recall:
+    (key,) = body.split() or [""]
+    return Recall(key)
+
+
 def _garbage(body: str) -> Invoke:
     (name,) = body.split()
     return Invoke(name, _BROKEN_JSON)
@@ -290,6 +302,7 @@ _MAKERS: dict[str, Callable[[str], Directive]] = {
     "usage": _usage,
     "garbage": _garbage,
     "dump": _bare(Dump()),
+    "recall": _recall,
     "next": _bare(Mark(is_repeat=False)),
     "repeat": _bare(Mark(is_repeat=True)),
 }

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from behest.v1.chat_pb2 import FinishReason
 from behest.v1.chat_service_pb2 import Chat, ChatDelta, ChatEnd, ToolCallDelta
 from behest.v1.message_pb2 import Message, Part, ReasoningPart, Role, TextPart, ToolCall
 from behest.v1.usage_pb2 import Usage, UsageSource
-from behestd.core.spend import estimate_chat, estimate_text
+from behestd.core.estimate import estimate_chat, estimate_text
 from behestd.providers.provider import Frame
 from behestd.providers.script import (
     Charge,
@@ -25,13 +24,16 @@ from behestd.providers.script import (
     Invoke,
     Mark,
     Reason,
+    Recall,
     Say,
     Stall,
     Words,
 )
+from behestd.values import dataclass
 
 MAX_CHARACTERS = 1_000_000
 _PIECES = re.compile(r"\s*\S+|\s+\Z")
+_FACT = re.compile(r"\bfact (\S+) = (\S+)")
 
 
 @dataclass(slots=True)
@@ -88,8 +90,8 @@ class Answer:
                 return self._grow("text", (f" word{n}" if n > 1 else "word1" for n in range(1, count + 1)))
             case Reason(text):
                 return self._grow("reasoning", _PIECES.findall(text))
-            case Dump():
-                return self._grow("text", _PIECES.findall(json.dumps(dump(self._chat), ensure_ascii=False)))
+            case Dump() | Recall():
+                return self._grow("text", _PIECES.findall(self._told(directive)))
             case Invoke():
                 return self._call(directive)
             case Finish(reason):
@@ -99,6 +101,12 @@ class Answer:
             case Delay() | Fail() | Stall() | Cut() | Mark():
                 pass
         return iter(())
+
+    def _told(self, directive: Dump | Recall) -> str:
+        """What the conversation tells."""
+        if isinstance(directive, Recall):
+            return recalled(self._chat, directive.key)
+        return json.dumps(dump(self._chat), ensure_ascii=False)
 
     def _grow(self, kind: str, pieces: Iterable[str]) -> Iterator[ChatDelta]:
         """Add to the part that grows, on a new line, or begin another one."""
@@ -171,6 +179,13 @@ def said(message: Message) -> str:
         elif kind == "json":
             texts.append(part.json.json)
     return "\n".join(texts)
+
+
+def recalled(chat: Chat, key: str) -> str:
+    """Tell the facts of the conversation, each as "fact KEY = VALUE", the latest value of each; empty key: all."""
+    facts = dict(pair for message in chat.messages for pair in _FACT.findall(said(message)))
+    told = [f"fact {name} = {value}" for name, value in facts.items() if key in ("", name)]
+    return "\n".join(told) or "nothing"
 
 
 def results(chat: Chat) -> str:

@@ -18,7 +18,7 @@ from behest.v1.message_pb2 import Role
 from behest.v1.model_pb2 import Model, ModelCapabilities, ModelLimits, Price
 from behest.v1.model_pb2 import Provider as ProviderInfo
 from behest.v1.usage_pb2 import Usage
-from behestd.core.spend import estimate_text
+from behestd.core.estimate import estimate_chat, estimate_text
 from behestd.core.window import CONTINUE
 from behestd.providers.failure import ProviderFailure
 from behestd.providers.provider import Frame
@@ -28,6 +28,8 @@ from behestd.providers.script_answer import Answer, results, said
 ID = "scripted"
 DIMENSIONS = 64
 MAX_DIMENSIONS = 4096
+SMALL_TOKENS = 4_096
+"""What fits into the small model."""
 _MOST_REMEMBERED = 1024
 _FRAME_PIECES = 256
 _ALL = ModelCapabilities(
@@ -45,8 +47,9 @@ _ALL = ModelCapabilities(
 
 
 def catalogued(provider_id: str) -> tuple[Model, ...]:
-    """Make the models: one that can do all, one that can only talk, one that costs money, one for embeddings."""
+    """Make the models: one that can do all, others that lack something, one that costs money, one for embeddings."""
     limits = ModelLimits(context_window_tokens=1_000_000, max_output_tokens=200_000)
+    small = ModelLimits(context_window_tokens=SMALL_TOKENS, max_output_tokens=SMALL_TOKENS // 8)
     free = Price(input_micro_usd=0, output_micro_usd=0)
     priced = Price(
         input_micro_usd=1_000_000,
@@ -59,6 +62,7 @@ def catalogued(provider_id: str) -> tuple[Model, ...]:
         _model(f"{provider_id}/echo", _ALL, limits, free),
         _model(f"{provider_id}/embed", ModelCapabilities(embeddings=True), vectors, free),
         _model(f"{provider_id}/priced", _ALL, limits, priced),
+        _model(f"{provider_id}/small", _ALL, small, free),
         _model(f"{provider_id}/text-only", talk, limits, free),
         _model(f"{provider_id}/unpriced", _ALL, limits, None),
     )
@@ -97,6 +101,7 @@ class Scripted:
 
     async def stream(self, chat: Chat) -> AsyncGenerator[Frame, None]:
         """Answer by the script in the last input. Everything that is there without waiting goes into one frame."""
+        self._check_size(chat)
         script, number = _script(chat)
         turn = script.turn(number)
         answer = Answer(chat, (Say(results(chat)),) if turn is None else turn)
@@ -136,6 +141,12 @@ class Scripted:
 
     async def close(self) -> None:
         """Do nothing: there is nothing to release."""
+
+    def _check_size(self, chat: Chat) -> None:
+        """Refuse what the small model has no room for. The others have room for anything."""
+        if chat.model == f"{self._id}/small" and (tokens := estimate_chat(chat)) > SMALL_TOKENS:
+            text = f"prompt of {tokens} tokens exceeds the window of {SMALL_TOKENS} tokens"
+            raise ProviderFailure("PROVIDER_CONTEXT_TOO_LONG", text)
 
     def _cut_after(self, turn: tuple[Directive, ...], chat: Chat, number: int) -> int | None:
         for index, directive in enumerate(turn):

@@ -19,6 +19,7 @@ from behestd.core.decide import claim_count
 from behestd.core.signals import Cancel, Claim
 from behestd.core.state import Run
 from behestd.errors import BehestError, Corrupt, NewerFormat
+from behestd.log.spending import charged_session
 from behestd.log.store import RunRow
 from behestd.runtime.children_orphans import cancel_of, has_lost_its_parent
 from behestd.runtime.commit import Before
@@ -108,6 +109,7 @@ class Adoption:
         limit = self._house.limits.history_messages
         history = await history_of(store, *session, run.life.session_index, limit)
         is_forsaken = await has_lost_its_parent(store, run)
+        await self._house.ledger.open(store, created.namespace, charged_session(run))
         gate = await self._gate(*session)
         there = self._drivers.get((created.namespace, run.id))
         if there is not None:

@@ -12,11 +12,13 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from behest.v1.model_pb2 import Model
 from behest.v1.registry_service_pb2 import AttachDrain, AttachHello, AttachServerResponse
 from behest.v1.server_pb2 import Server, ServerState
 from behest.v1.tool_pb2 import Tool
 from behestd.core.times import duration_ns, timestamp
 from behestd.errors import BehestError, Draining, LostRace, ServerNotFound
+from behestd.providers.attached import AttachedModels
 from behestd.runtime.dialled import GRACE_SECONDS
 from behestd.tools.attached import AttachedServer, Line
 from behestd.tools.catalog import Standing
@@ -44,7 +46,7 @@ class Stream(Protocol):
 
 
 class Attached:
-    """An attached server. `tools` are as it serves them, `tool_names` as models see them, empty while not listed."""
+    """An attached server. `tool_names` and `model_ids` are as the catalogs have them, empty while not listed."""
 
     __slots__ = (
         "_is_closed",
@@ -54,8 +56,11 @@ class Attached:
         "_state",
         "_stream",
         "_window",
+        "answering",
         "error",
         "hello",
+        "is_offered",
+        "model_ids",
         "namespace",
         "registration",
         "remote",
@@ -64,7 +69,12 @@ class Attached:
     )
 
     def __init__(
-        self, namespace: str, registration: Server, remote: AttachedServer, on_gone: Callable[[Attached], None]
+        self,
+        namespace: str,
+        registration: Server,
+        remote: AttachedServer,
+        on_gone: Callable[[Attached], None],
+        now_ns: Callable[[], int],
     ) -> None:
         """`on_gone` is called when its window is over."""
         self.namespace = namespace
@@ -72,7 +82,11 @@ class Attached:
         self.remote = remote
         self.hello = _NEVER_HELLO
         """What is kept of its last hello."""
+        self.answering = AttachedModels(remote, now_ns)
+        self.is_offered = False
+        """Whether the catalogs have all that it serves."""
         self.tool_names: tuple[str, ...] = ()
+        self.model_ids: tuple[str, ...] = ()
         self.error: BehestError | None = None
         self.tried = asyncio.Event()
         """Set: nobody tries to reach it."""
@@ -95,6 +109,11 @@ class Attached:
         """The tools of its last hello."""
         return self.hello.tools
 
+    @property
+    def models(self) -> Sequence[Model]:
+        """The models of its last hello."""
+        return self.hello.models
+
     def offered(self) -> Server:
         """The registration as its tools are offered: of two retentions the smaller one counts."""
         if not self.hello.HasField("dedupe_retention"):
@@ -107,7 +126,7 @@ class Attached:
         return made
 
     def listed(self) -> bytes:
-        """What is recorded of its tools."""
+        """What is recorded of what it serves."""
         return self.hello.SerializeToString()
 
     def remember(self, body: bytes) -> None:
@@ -131,6 +150,7 @@ class Attached:
         told.CopyFrom(self.registration)
         told.state = self._state
         told.tool_names.extend(self.tool_names)
+        told.model_ids.extend(self.model_ids)
         if self._seen_ns:
             told.seen_time.CopyFrom(timestamp(self._seen_ns))
         return told

@@ -26,7 +26,8 @@ from behestd.runtime.attached import Attached
 from behestd.runtime.house import House
 from behestd.runtime.registration import Owner
 from behestd.runtime.registry import Registry
-from behestd.tools.attached import Line, Terms
+from behestd.tools.attached import Line
+from behestd.tools.attached_call import Terms
 
 _MISSED = 3
 """A stream on which so many heartbeats in a row did not come is dead."""

@@ -5,7 +5,6 @@ Pure but for the ids. Above: the supervisor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from hashlib import sha256
 
 from behest.v1.message_pb2 import Message
@@ -13,7 +12,6 @@ from behest.v1.run_event_pb2 import ClaimReason, ForkedFrom, ParentRun, RunCreat
 from behest.v1.run_spec_pb2 import RunSpec
 from behest.v1.run_state_pb2 import SessionPolicy
 from behest.v1.session_pb2 import Session as SessionMessage
-from behestd.core.decide import decide
 from behestd.core.run import Payload, start
 from behestd.core.signals import Claim, Given, Start
 from behestd.core.times import SECOND, duration, duration_ns, timestamp
@@ -24,6 +22,7 @@ from behestd.runtime.commit import Before, Extras, prepare
 from behestd.runtime.driver import Birth
 from behestd.runtime.house import House
 from behestd.runtime.orders import Pinned
+from behestd.values import dataclass
 
 SESSION = "session"
 _QUEUE = SessionPolicy.SESSION_POLICY_QUEUE
@@ -62,21 +61,21 @@ class Order:
 
 def conceive(order: Order, house: House, history: tuple[Message, ...], session_index: int) -> Birth:
     """Make a run's first append. `session_index` 0 leaves it queued."""
-    given = _given(house, history)
+    given = _given(house, order, history)
     created = _created(order, house)
     payloads: list[Payload] = [created]
     run = start(order.run_id, created, order.pinned.definition, given.now_ns)
     if session_index:
-        claimed, run = decide(run, given, Claim(ClaimReason.CLAIM_REASON_CREATED))
-        started, run = decide(run, given, Start(session_index))
+        claimed, run = house.ledger.plan(run, given, Claim(ClaimReason.CLAIM_REASON_CREATED))
+        started, run = house.ledger.plan(run, given, Start(session_index))
         payloads += claimed + started
     before = Before(None, {})
     stamp = (house.ids, given.now_ns, order.trace_id)
     first = prepare(before, run, payloads, stamp, _extras(order, given, session_index))
-    return Birth(before, first.run, given.history, order.trace_id, first)
+    return Birth(before, first.run, given.history, order.trace_id, first, given.composed)
 
 
-def _given(house: House, history: tuple[Message, ...]) -> Given:
+def _given(house: House, order: Order, history: tuple[Message, ...]) -> Given:
     """What the first decision may use."""
     return Given(
         now_ns=house.clock.now_ns(),
@@ -87,6 +86,8 @@ def _given(house: House, history: tuple[Message, ...]) -> Given:
         health=house.health(),
         retries=house.retries,
         model_timeout_ns=int(house.model_timeouts.total_seconds * SECOND),
+        calibration=house.calibration.ratios,
+        circuit=house.circuits.of(order.namespace, order.session_id),
     )
 
 
@@ -108,7 +109,7 @@ def _created(order: Order, house: House) -> RunCreated:
         budgets=spec.budgets if spec.HasField("budgets") else None,
         durability_class=house.log.store.durability,  # type: ignore[arg-type]
         principal=order.principal,
-        labels=spec.labels,
+        labels=spec.labels or None,
         forked_from=order.forked_from,
         parent=order.parent,
         namespace=order.namespace,

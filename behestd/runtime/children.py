@@ -23,6 +23,7 @@ from behestd.core.signals import CallTool, CancelTool, ChildEnded, Signal, Wake
 from behestd.core.state import Call, Run, state_name
 from behestd.errors import BehestError, Draining, RunIdTaken, StorageFailed, StorageFull
 from behestd.failpoint import failpoint
+from behestd.log.spending import charged_session
 from behestd.log.store import RunRow
 from behestd.runtime.birth import Order
 from behestd.runtime.children_orphans import cancel_of
@@ -140,7 +141,12 @@ class Children:
             spec=spec,
             pinned=await self._orders.pin(key[0], spec, heritage),
             trace_id=task.trace_id,
-            parent=ParentRun(run_id=run.id, call_id=state.call.id, depth=created.parent.depth + 1),
+            parent=ParentRun(
+                run_id=run.id,
+                call_id=state.call.id,
+                depth=created.parent.depth + 1,
+                root_session_id=charged_session(run),
+            ),
             parent_session_id=created.session_id,
         )
 

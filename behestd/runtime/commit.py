@@ -6,7 +6,6 @@ Above: the driver and the supervisor. Below: `core` (the fold) and `log.views` (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 
 from behest.v1.event_pb2 import Event
@@ -16,8 +15,11 @@ from behestd.core.run import KIND, Payload
 from behestd.core.state import Head, Run, replace
 from behestd.core.times import timestamp
 from behestd.log import frames, views
+from behestd.log.frames import varint
+from behestd.log.spending import spent
 from behestd.log.store import Append, Chunk, Claim, Guard, Put
 from behestd.runtime.clock import Ids
+from behestd.values import dataclass
 
 _NOTHING = Head()
 _TAGS = {kind: frames.tag(Event.DESCRIPTOR.fields_by_name[name].number) for kind, name in KIND.items()}
@@ -31,6 +33,9 @@ class Extras:
     claim: Claim | None = None
     guards: tuple[Guard, ...] = ()
     puts: tuple[Put, ...] = ()
+
+
+NO_EXTRAS = Extras()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ def prepare(
         claim=extras.claim,
         guards=extras.guards,
         puts=extras.puts,
+        usage=spent(before.run, after, payloads, now_ns),
     )
     return Prepared(append, after, tuple(payloads), calls)
 
@@ -92,7 +98,8 @@ def _events(start: Head, run: Run, payloads: Sequence[Payload], stamp: tuple[str
         epoch += kind is RunClaimed
         envelope.event_id = f"{seed}_{sequence}"
         envelope.sequence, envelope.epoch, envelope.prev_hash = sequence, epoch, digest
-        data = envelope.SerializeToString() + frames.field(_TAGS[kind], payload.SerializeToString())
+        body = payload.SerializeToString()
+        data = b"".join((envelope.SerializeToString(), _TAGS[kind], varint(len(body)), body))
         digest = sha256(data).digest()
         events.append(data)
     chunk = frames.chunk(start.sequence + 1, events)

@@ -1,7 +1,8 @@
-"""One dialled server: its registration, the tools that it was last known to list, and how the connection does.
+"""One dialled server: its registration, the tools and models it was last known to list, and how the connection does.
 
-Above: `registry`, which keeps a task for each. Below: `tools.remote`. A server that is not reached keeps its tools, so
-that calls of runs that pinned them fail as not sent, and are tried again.
+Above: `registry`, which keeps a task for each. Below: `tools.remote` and `providers.remote`, on one connection. A
+server that is not reached keeps what it lists, so that calls of runs that pinned it fail as not sent, and are tried
+again.
 """
 
 from __future__ import annotations
@@ -13,29 +14,45 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from behest.v1.model_event_pb2 import FailureClass
-from behest.v1.server_pb2 import Server, ServerState, ServerTls
-from behest.v1.tool_pb2 import Tool
-from behest.v1.tool_service_pb2 import ListToolsResponse
+from behest.v1.model_pb2 import Model
+from behest.v1.server_pb2 import Server, ServerOffer, ServerState, ServerTls
+from behest.v1.tool_pb2 import Executed, Tool
 from behestd.core.times import timestamp
 from behestd.errors import BehestError, InvalidRequest, Unavailable
+from behestd.providers.failure import ProviderFailure
+from behestd.providers.listing import kept
+from behestd.providers.remote import RemoteModels
 from behestd.runtime.clock import Clock, Rng
+from behestd.runtime.registered_models import offers_models
 from behestd.tools.catalog import Standing
-from behestd.tools.endpoint import Rules, check
 from behestd.tools.remote import Keep, RemoteServer, keep_nothing
-from behestd.tools.remote_channel import NO_TOKEN, Link, Resolve, Tls, system_resolve
+from behestd.tools.remote_errors import not_sent
 from behestd.tools.schema import Validators
 from behestd.tools.tool import ToolFailure
+from behestd.wire.endpoint import Rules, check
+from behestd.wire.remote_channel import NO_TOKEN, Link, NotReached, Resolve, Tls, system_resolve
 
 CONNECT_SECONDS = 5.0
 REFRESH_SECONDS = 30.0
-"""How often the tools of a server that is connected are listed again: also its sign of life."""
+"""How often the offers of a server that is connected are listed again: also its sign of life."""
 GRACE_SECONDS = 600.0
 """How long calls in flight may go on when their server is removed or replaced."""
 _FIRST_DELAY_SECONDS = 0.1
 _LAST_DELAY_SECONDS = 5.0
 
-Learn = Callable[["Dialled", Sequence[Tool]], Awaitable[None]]
-"""Takes the tools that a server lists now. Raises BehestError for tools that cannot be taken."""
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What a server lists: tools and models as it knows them, without what changes from one moment to the next."""
+
+    tools: tuple[Tool, ...] = ()
+    models: tuple[Model, ...] = ()
+
+
+_NOTHING = Listing()
+
+Learn = Callable[["Dialled", Listing], Awaitable[None]]
+"""Takes what a server lists now. Raises BehestError for what cannot be taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,19 +94,36 @@ class Dialling:
 
 
 class Dialled:
-    """A dialled server. `tools` are as it lists them, `tool_names` as models see them, empty while not listed."""
+    """A dialled server. `tool_names` and `model_ids` are as the catalogs have them, empty while not listed."""
 
-    __slots__ = ("_seen_ns", "_state", "error", "namespace", "registration", "remote", "tool_names", "tools", "tried")
+    __slots__ = (
+        "_seen_ns",
+        "_state",
+        "answering",
+        "error",
+        "is_offered",
+        "listing",
+        "model_ids",
+        "namespace",
+        "registration",
+        "remote",
+        "tool_names",
+        "tried",
+    )
 
     def __init__(
-        self, namespace: str, registration: Server, remote: RemoteServer | None, tools: Sequence[Tool] = ()
+        self, namespace: str, registration: Server, remote: RemoteServer | None, listing: Listing = _NOTHING
     ) -> None:
         """`remote` is None for a server that may not be dialled."""
         self.namespace = namespace
         self.registration = registration
         self.remote = remote
-        self.tools = tuple(tools)
+        self.answering = RemoteModels(remote.line) if remote is not None else None
+        self.listing = listing
+        self.is_offered = False
+        """Whether the catalogs have all that it lists."""
         self.tool_names: tuple[str, ...] = ()
+        self.model_ids: tuple[str, ...] = ()
         self.error: BehestError | None = None
         self.tried = asyncio.Event()
         """Set once it was reached, or was not."""
@@ -126,9 +160,24 @@ class Dialled:
         """The registration as its tools are offered."""
         return self.registration
 
-    def listed(self) -> bytes:
-        """What is recorded of its tools."""
-        return ListToolsResponse(tools=self.tools).SerializeToString()
+    async def look(self) -> Listing:
+        """List what it offers now. Raises ToolFailure, and EndpointRefused for its addresses."""
+        assert self.remote is not None
+        assert self.answering is not None
+        try:
+            await self.remote.line.connect(CONNECT_SECONDS)
+        except NotReached as exc:
+            raise not_sent("TOOL_UNAVAILABLE", str(exc)) from exc
+        has_tools = ServerOffer.SERVER_OFFER_TOOLS in self.registration.offers
+        tools = await self.remote.list_tools(CONNECT_SECONDS) if has_tools else ()
+        if not offers_models(self.registration):
+            return Listing(tuple(tools))
+        try:
+            models = await self.answering.list_models(CONNECT_SECONDS)
+        except ProviderFailure as failure:
+            no = Executed.EXECUTED_NO
+            raise ToolFailure(failure.failure_class, no, "TOOL_UNAVAILABLE", failure.message) from failure
+        return Listing(tuple(tools), kept(models))
 
     def standing(self) -> Standing:
         """How it does."""
@@ -141,12 +190,13 @@ class Dialled:
         told.CopyFrom(self.registration)
         told.state = self._state
         told.tool_names.extend(self.tool_names)
+        told.model_ids.extend(self.model_ids)
         if self._seen_ns:
             told.seen_time.CopyFrom(timestamp(self._seen_ns))
         return told
 
     async def keep(self, learn: Learn, clock: Clock, rng: Rng) -> None:
-        """Stay connected: dial with growing, jittered delays, list the tools anew after each loss and now and then."""
+        """Stay connected: dial with growing, jittered delays, list all anew after each loss and now and then."""
         assert self.remote is not None
         tries = 0
         while True:
@@ -155,7 +205,7 @@ class Dialled:
                     async with asyncio.timeout(REFRESH_SECONDS):
                         await self.remote.lost()
             try:
-                await learn(self, await self.remote.list_tools(CONNECT_SECONDS))
+                await learn(self, await self.look())
                 self.reached(clock.now_ns())
                 tries = 0
             except BehestError as error:

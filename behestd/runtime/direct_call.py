@@ -28,6 +28,7 @@ class DirectCall:
         "_count",
         "_shown",
         "_waiters",
+        "call_id",
         "digest",
         "epoch",
         "executor",
@@ -51,10 +52,11 @@ class DirectCall:
     ) -> None:
         """`executor` is None for a call of an earlier daemon, which is not made here."""
         self.key = key
+        self.call_id = request.call_id
         self.is_kept = bool(request.idempotency_key)
         """Whether somebody may come back for the outcome."""
         self.is_sent = self.is_cancelled = False
-        """Whether it has left for the tool, and whether it was told to stop before that."""
+        """Whether it has left for the tool, and whether it was told to stop."""
         self.digest = digest_of(request)
         self.executor = executor
         self.server_id = server_id
@@ -75,6 +77,11 @@ class DirectCall:
         """Whether no attempt was executed: where one in doubt may be repeated, the last one's proof is not enough."""
         is_proof = isinstance(self.outcome, BehestError) and self.outcome.not_executed
         return is_proof and self.sent.side_effect not in REDOABLE
+
+    def is_cut_by(self, outcome: Answer | BehestError | None) -> bool:
+        """Whether an outcome says only that it was told to stop, and the next attempt may begin anew."""
+        is_error = isinstance(outcome, Answer) and outcome.is_error
+        return self.is_cancelled and is_error and self.sent.side_effect in REDOABLE
 
     async def progress(self) -> AsyncGenerator[Progress, None]:
         """Yield progress until there is an outcome; of a reader that lags the latest 256 are kept."""
@@ -118,7 +125,7 @@ class DirectCall:
             self.server_id,
             self.sent.side_effect,
             self.digest,
-            known.result("", "") if known is not None else None,
+            known.result(self.call_id, self.sent.name) if known is not None else None,
         )
 
 
@@ -137,7 +144,9 @@ def restored(key: Key, entry: Entry) -> DirectCall:
         side_effect=entry.side_effect,
         tool_hash=entry.tool_hash,
     )
-    made = DirectCall(key, CallToolRequest(idempotency_key=key[1]), sent, server_id=entry.server_id)
+    call_id = "" if entry.result is None else entry.result.call_id
+    request = CallToolRequest(idempotency_key=key[1], call_id=call_id)
+    made = DirectCall(key, request, sent, server_id=entry.server_id)
     made.digest = entry.digest
     made.settle(lost(entry.tool) if entry.result is None else _answer(entry.result))
     return made

@@ -139,8 +139,9 @@ class DirectCalls:
         call = self._open.get((namespace, key))
         if call is None or call.executor is None or epoch < call.epoch:
             return False
-        call.is_cancelled = not call.is_sent
-        return call.is_cancelled or await call.executor.cancel(call.sent.key, call.epoch)
+        # Before the server is asked: the answer may be here first.
+        call.is_cancelled = True
+        return not call.is_sent or await call.executor.cancel(call.sent.key, call.epoch)
 
     async def status(self, namespace: str, key: str, epoch: int, wait_seconds: float, *, attempt: int = 0) -> Status:
         """Tell what became of a key, waiting a while for a call that runs. One that is not known is buried.
@@ -161,7 +162,7 @@ class DirectCalls:
         if call is None or call.is_undone:
             return await self._never_seen(name, epoch, attempt)
         if isinstance(call.outcome, Answer):
-            return Done(call.outcome)
+            return Done(call.outcome, call.call_id, call.sent.name)
         return await self._ask(call, epoch, wait_seconds, attempt)
 
     async def _never_seen(self, name: Key, epoch: int, attempt: int) -> NeverSeen:
@@ -194,6 +195,7 @@ class DirectCalls:
             call.outcome = status.answer
             self._remember(call)
             await self._journal.put(call.key, call.entry(Stage.DONE))
+            return Done(status.answer, call.call_id, call.sent.name)
         return status
 
     def _executor(self, call: DirectCall) -> Executor:
@@ -323,8 +325,7 @@ class DirectCalls:
         """
         assert call.executor is not None
         if not call.is_kept or call.sent.side_effect == SideEffect.SIDE_EFFECT_PURE:
-            call.is_sent = True
-            return await call.executor.call(call.sent, call.show)
+            return await self._sent(call, call.executor)
         try:
             await self._journal.put(call.key, call.entry(Stage.BEGUN))
         except BehestError as error:
@@ -336,6 +337,8 @@ class DirectCalls:
                 # The key is as good as before this attempt.
                 await self._journal.put(call.key, Entry(Stage.BURIED, call.epoch, call.sent.attempt - 1))
             raise
+        if call.is_cut_by(answer):
+            return answer
         try:
             await self._journal.put(call.key, call.entry(Stage.DONE, answer))
         except BehestError as error:
@@ -364,9 +367,9 @@ class DirectCalls:
     # --- memory ---
 
     def _remember(self, call: DirectCall) -> None:
-        """Remember what a repeat of the key must be told: not of a call that was proved not to be executed."""
+        """Remember what a repeat of the key must be told: nothing of one that was not executed, or cut short."""
         is_proof = isinstance(call.outcome, BehestError) and call.outcome.not_executed
-        if is_proof or not call.is_kept:
+        if is_proof or not call.is_kept or call.is_cut_by(call.outcome):
             return
         self._done[call.key] = call
         self._done_bytes += call.size_bytes

@@ -87,7 +87,7 @@ def cut(result: ToolResult, limit_bytes: int = RESULT_BYTES) -> ToolResult:
     """Cut a result to so many bytes: text is shortened, other parts are left out."""
     if result.ByteSize() <= limit_bytes:
         return result
-    made = ToolResult(is_error=result.is_error, truncated=True)
+    made = ToolResult(call_id=result.call_id, name=result.name, is_error=result.is_error, truncated=True)
     room = limit_bytes
     for part in result.parts:
         if part.WhichOneof("kind") == "text":

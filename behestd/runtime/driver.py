@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import field
 from math import inf
 
 import structlog
@@ -21,21 +21,20 @@ import structlog
 from behest.v1.message_pb2 import Message
 from behest.v1.run_event_pb2 import ClaimReason, RunReleased
 from behest.v1.run_state_pb2 import RunState
+from behestd.core.composed import Composed
 from behestd.core.decide import decide
 from behestd.core.run import Payload
 from behestd.core.signals import (
-    CallModel,
+    BEGINNINGS,
     CallTool,
     CancelTool,
     Claim,
     Condemn,
     Effect,
     Given,
-    ModelEnded,
     Release,
     Signal,
     Start,
-    ToolEnded,
     Wake,
 )
 from behestd.core.state import Phase, Run
@@ -46,17 +45,17 @@ from behestd.failpoint import failpoint
 from behestd.log.store import Committed, Fenced, Full, Outcome
 from behestd.log.tail import Tail
 from behestd.log.waiters import Waiters
-from behestd.runtime import full_disk
-from behestd.runtime.commit import Before, Extras, Prepared, prepare
+from behestd.runtime import full_disk, points
+from behestd.runtime.commit import NO_EXTRAS, Before, Prepared, prepare
 from behestd.runtime.house import House
 from behestd.runtime.inbox import Command, Inbox
 from behestd.runtime.live import Deltas
 from behestd.runtime.performer import Performer, Task
 from behestd.runtime.reading import history_of
+from behestd.values import dataclass
 
 logger = structlog.get_logger(__name__)
 
-_NO_EXTRAS = Extras()
 _UNSENT = (Phase.NEW, Phase.ALLOWED)
 
 
@@ -77,6 +76,7 @@ class Birth:
     history: tuple[Message, ...] = ()
     trace_id: str = ""
     first: Prepared | None = None
+    composed: Composed = field(default_factory=Composed)
 
 
 class Driver:
@@ -223,7 +223,8 @@ class Driver:
         """End the run by reason of a fault of the daemon."""
         condemned = Condemn("RUNTIME_INTERNAL", "a fault of the daemon ended the run")
         now_ns = self._house.clock.now_ns()
-        payloads, after = decide(self.run, self._given(now_ns), condemned)
+        self._house.ledger.undo(self.run)
+        payloads, after = self._house.ledger.decide(self.run, self._given(now_ns), condemned)
         if payloads:
             await self._commit(payloads, after, now_ns)
 
@@ -282,7 +283,7 @@ class Driver:
             item = self._inbox.pop()
             signal = item.signal if isinstance(item, Command) else item
             try:
-                decided, run = decide(run, self._given(now_ns), signal)
+                decided, run = self._house.ledger.decide(run, self._given(now_ns), signal)
             except BehestError as error:
                 if not isinstance(item, Command):
                     raise
@@ -296,7 +297,7 @@ class Driver:
                 answered.append(item)
             else:
                 heard.append(item)
-            _hit_before_commit(signal, run.id)
+            points.hit_before_commit(signal, run.id)
             if isinstance(signal, Release):
                 break
         return payloads, run, answered, heard
@@ -320,6 +321,9 @@ class Driver:
             model_timeout_ns=int(house.model_timeouts.total_seconds * SECOND),
             places=house.tools,
             kin=house.kin,
+            calibration=house.calibration.ratios,
+            composed=self._birth.composed,
+            circuit=house.circuits.of(self.run.created.namespace, self.run.created.session_id),
             cancel_grace_ns=int(house.limits.cancel_grace_seconds * SECOND),
             is_draining=self._holds_back,
             acknowledged=frozenset(self._acknowledged),
@@ -334,18 +338,23 @@ class Driver:
         """Make the decision durable. False: the disk is full, and it was asked for. Else space is waited for."""
         house = self._house
         stamp = (house.ids, now_ns, self._birth.trace_id)
-        prepared = prepare(self._before, after, payloads, stamp, _NO_EXTRAS)
+        tells = after.compaction is not self.run.compaction
+        extras = house.circuits.extras(after, payloads, now_ns) if tells else NO_EXTRAS
+        prepared = prepare(self._before, after, payloads, stamp, extras)
         # Before the commit: its watchers are woken before this task is.
         mark = self.deltas.mark()
         self.deltas.follow(payloads, after)
         outcome = await full_disk.commit(house, prepared.append, self._inbox, is_asked=is_asked)
         if isinstance(outcome, Full):
             self.deltas.go_back(mark)
+            house.ledger.undo(self.run)
             return False
         if not isinstance(outcome, Committed):
             logger.warning("run taken over", run_id=self.run.id, is_fenced=isinstance(outcome, Fenced))
             self.is_lost = True
             raise Lost(self.run.id)
+        house.circuits.saw(extras.puts)
+        house.ledger.keep(prepared.run)
         self.run = prepared.run
         self._before = Before(prepared.run, prepared.calls)
         self._is_released = isinstance(payloads[-1], RunReleased)
@@ -360,12 +369,13 @@ class Driver:
             for effect in [effect for effect in self._effects if effect not in wishes]:
                 self._stop(effect)
         for effect in wishes:
-            if effect not in self._effects and not (self._holds_back and isinstance(effect, CallModel | CallTool)):
+            if effect not in self._effects and not (self._holds_back and isinstance(effect, BEGINNINGS)):
                 self._effects[effect] = self._perform(effect)
         self._set_alarm()
 
     def _perform(self, effect: Effect) -> asyncio.Task[None]:
-        task = Task(self.run, self._history, self.deltas, self.tell, self.acknowledge, self._birth.trace_id)
+        birth = self._birth
+        task = Task(self.run, self._history, self.deltas, self.tell, self.acknowledge, birth.trace_id, birth.composed)
         return self._spawn(self._performer.perform(effect, task))
 
     def _stop(self, effect: Effect) -> None:
@@ -388,12 +398,3 @@ class Driver:
             delay = min(delay, self._house.limits.full_retry_seconds)
         if delay < inf:
             self._alarm = asyncio.get_running_loop().call_later(delay, self._inbox.put, Wake())
-
-
-def _hit_before_commit(signal: Signal, run_id: str) -> None:
-    if isinstance(signal, ModelEnded):
-        failpoint("model.before_commit", run_id)
-    elif isinstance(signal, ToolEnded):
-        failpoint("tool.before_commit", run_id)
-    elif isinstance(signal, Claim):
-        failpoint("recover.mid", run_id)

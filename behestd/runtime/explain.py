@@ -63,6 +63,16 @@ def _explained(run: Run, supervisor: Supervisor) -> ExplainRunResponse:
                 until=timestamp(attempt.deadline_ns),
             )
         )
+    if run.compaction.open is not None:
+        wish = run.compaction.open
+        response.obstacles.append(
+            RunObstacle(
+                kind="summary",
+                subject=wish.endpoint,
+                message=f"attempt {wish.number} at a summary of the conversation is with the model",
+                until=timestamp(wish.deadline_ns),
+            )
+        )
     for call in run.step.calls:
         if call.child is not None and is_child_open(call):
             response.obstacles.extend(_of_child(run.created.namespace, call.child.child_run_id, supervisor))

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from behestd.blobs.blob import LIMIT_BYTES, Blobs
+from behestd.context.catalog import Sources
 from behestd.core.definition import Operator
 from behestd.core.route import Health, RoutePolicy
 from behestd.core.signals import Validate
 from behestd.log.log import Log
 from behestd.providers.catalog import Catalog as Models
 from behestd.providers.provider import ProviderTimeouts
+from behestd.runtime.budgets import Ledger
+from behestd.runtime.calibration import Calibration
 from behestd.runtime.children_live import Kin
-from behestd.runtime.clock import Clock, Ids, Rng
+from behestd.runtime.clock import Clock, Ids, Rng, SystemClock
+from behestd.runtime.compaction import Circuits
+from behestd.runtime.health import Endpoints
 from behestd.tools.catalog import Catalog as Tools
 
 
@@ -27,6 +32,8 @@ class Limits:
     session_queue: int = 16
     tool_calls: int = 256
     """Tool calls of all runs at once."""
+    pending_approvals: int = 1_000
+    """Calls of one principal's runs that wait for an approval."""
     input_bytes: int = 1024 * 1024
     artifact_bytes: int = LIMIT_BYTES
     history_messages: int = 10_000
@@ -62,10 +69,26 @@ class House:
     rng: Rng
     replica: str
     validate: Validate
+    ledger: Ledger
+    """Who is charged for model calls."""
     limits: Limits = field(default_factory=Limits)
     operator: Operator = field(default_factory=Operator)
     retries: RoutePolicy = field(default_factory=lambda: RoutePolicy(()))
     model_timeouts: ProviderTimeouts = field(default_factory=ProviderTimeouts)
-    health: Callable[[], Health] = Health
+    endpoints: Endpoints = field(default_factory=lambda: Endpoints(SystemClock()))
+    """What is known of the models that are called."""
     labels: Mapping[str, str] = field(default_factory=dict)
     kin: Kin = field(default_factory=Kin)
+    circuits: Circuits = field(default_factory=Circuits)
+    """How summarising sessions fares."""
+    fallbacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Models to try after a model or alias, by its name."""
+
+    sources: Sources = field(default_factory=Sources)
+    """Where context comes from."""
+    calibration: Calibration = field(default_factory=Calibration)
+    """What models really count."""
+
+    def health(self) -> Health:
+        """The endpoints that are left alone at present."""
+        return self.endpoints.health()

@@ -8,25 +8,30 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from behest.v1.agent_pb2 import Agent
 from behest.v1.chat_service_pb2 import Chat
+from behest.v1.context_pb2 import ContextSource
 from behest.v1.definition_pb2 import RunDefinition
 from behest.v1.message_pb2 import Message, Part, Role
 from behest.v1.model_pb2 import Model, Price
 from behest.v1.run_spec_pb2 import RunSpec
 from behest.v1.session_pb2 import Session
 from behest.v1.tool_pb2 import Tool
-from behestd.core.definition import FREE, Heritage, Resolved, define, limits_of, name
+from behestd.core.definition import FREE, Heritage, Resolved, answer_of, define, limits_of, name
+from behestd.core.sources import ordered, pinned
 from behestd.core.times import nanoseconds
 from behestd.errors import SessionNotFound, ToolNotFound, WrongState
 from behestd.log.store import SESSION_KIND
-from behestd.providers.catalog import check
+from behestd.providers.catalog import lacks, needed
+from behestd.runtime import compaction_order
 from behestd.runtime.agents import Agents
 from behestd.runtime.house import House
+from behestd.runtime.prices import Epochs
 from behestd.tools import subagent
 from behestd.tools.catalog import ToolNameTaken
+from behestd.values import dataclass
 
 _REMEMBERED = 1024
 
@@ -54,6 +59,7 @@ class Orders:
         self._house = house
         self._agents = agents
         self._pinned: OrderedDict[tuple[object, ...], Pinned] = OrderedDict()
+        self._prices = Epochs()
 
     async def in_session(self, namespace: str, spec: RunSpec) -> tuple[RunSpec, Heritage]:
         """The spec with the agent of the session that it names, unless it names one, and the session's scope of tools.
@@ -66,6 +72,7 @@ class Orders:
         session = Session.FromString(record.body)
         if session.is_archived:
             raise SessionArchived(session.id)
+        await self._house.ledger.session(self._house.log.store, namespace, session)
         heritage = Heritage(scopes=(tuple(session.tools),)) if session.tools else FREE
         if spec.agent_id or not session.agent_id:
             return spec, heritage
@@ -77,8 +84,8 @@ class Orders:
     async def pin(self, namespace: str, spec: RunSpec, heritage: Heritage = FREE) -> Pinned:
         """Pin the definition that a spec asks for, within what the run must keep to beside it.
 
-        Raises AgentNotFound, ModelNotFound, ToolNotFound, ToolNameTaken, and PROVIDER_CAPABILITY_MISSING when the model
-        cannot do what the definition or the input needs.
+        Raises AgentNotFound, ModelNotFound, ToolNotFound, ToolNameTaken, PROVIDER_CAPABILITY_MISSING when the model
+        cannot do what the definition or the input needs, and InvalidRequest for a schema that is not taken.
         """
         agent = await self._agents.resolve(namespace, spec.agent_id)
         house = self._house
@@ -87,15 +94,18 @@ class Orders:
         callable_agents = await self._sub_agents(namespace, agent, heritage) if agent.sub_agents else []
         models, tools = house.models.current, house.tools.snapshot(namespace)
         versions = tuple((sub.id, sub.version) for sub in callable_agents)
-        key = (namespace, agent.id, agent.version, _overrides(spec), id(models), id(tools), heritage.scopes, versions)
+        needs = () if _is_text(spec) else _input_needs(spec)
+        chance = models.chance_of(spec.model or agent.model, house.rng.random()) if models.weighted else 0.0
+        epoch = self._prices.of(models, house.clock.now_ns())
+        made_of = (id(models), epoch, id(tools), heritage.scopes, versions, needs, chance)
+        key = (namespace, agent.id, agent.version, _overrides(spec), *made_of)
         pinned = self._pinned.get(key) if heritage.parent is None else None
         if pinned is None:
-            pinned = self._pin(namespace, spec, (agent, callable_agents), heritage)
+            pinned = self._pin(namespace, spec, (agent, callable_agents), heritage, (needs, chance))
         if heritage.parent is None:
             self._pinned[key] = pinned
             if len(self._pinned) > _REMEMBERED:
                 self._pinned.popitem(last=False)
-        self._check(pinned.definition, spec)
         return pinned
 
     async def _sub_agents(self, namespace: str, agent: Agent, heritage: Heritage) -> list[Agent]:
@@ -104,24 +114,53 @@ class Orders:
             return []
         return [await self._agents.resolve(namespace, agent_id) for agent_id in dict.fromkeys(agent.sub_agents)]
 
-    def _pin(self, namespace: str, spec: RunSpec, agents: tuple[Agent, Sequence[Agent]], heritage: Heritage) -> Pinned:
+    def _pin(
+        self,
+        namespace: str,
+        spec: RunSpec,
+        agents: tuple[Agent, Sequence[Agent]],
+        heritage: Heritage,
+        asked: tuple[tuple[str, ...], float],
+    ) -> Pinned:
+        """Pin a definition for an input that needs capabilities, with a chance for aliases of several models."""
         agent, _ = agents
-        models = self._models(spec, agent)
+        input_needs, chance = asked
         now_ns = self._house.clock.now_ns()
+        tools = self._tools(namespace, spec, agents, heritage.scopes)
+        answer = answer_of(agent, spec)
+        if answer.schema_json:
+            asked_by = "output_schema_json" if spec.output_schema_json else "response_format.schema_json"
+            self._house.tools.validators.check_answer(f"spec.{asked_by}", answer.schema_json)
+        probe = Chat(tools=tools[:1], response_format=None if answer.emulate else answer)
+        needs = (*needed(probe), *input_needs)
+        found = self._house.models.current.candidates(*self._named(spec, agent), needs, chance)
+        models = [resolved.model for resolved in found]
         resolved = Resolved(
             models=tuple(model.id for model in models),
             prices=tuple(price_at(model, now_ns) for model in models),
-            tools=self._tools(namespace, spec, agents, heritage.scopes),
+            tools=tools,
+            limits=tuple(model.limits for model in models),
+            sources=self._sources(agent, models),
         )
         definition = define(agent, spec, resolved, self._house.operator, heritage)
+        form = tuple(needed(Chat(response_format=answer)))
+        definition.emulating_models.extend(model.id for model in models if lacks(model, form) is not None)
+        compaction_order.pin(definition, agent, self._house, lambda model: price_at(model, now_ns))
         digest, data = name(definition)
         return Pinned(definition, digest, data)
 
-    def _models(self, spec: RunSpec, agent: Agent) -> list[Model]:
-        current = self._house.models.current
-        names = [spec.model or agent.model, *(() if spec.model else agent.fallback_models)]
-        found = [current.resolve(name).model for name in names]
-        return list({model.id: model for model in found}.values())
+    def _sources(self, agent: Agent, models: Sequence[Model]) -> tuple[ContextSource, ...]:
+        """The context sources of an agent, in the order in which they stand. Raises SourceNotFound."""
+        if not agent.context_sources:
+            return ()
+        found = ordered([self._house.sources.find(name) for name in dict.fromkeys(agent.context_sources)])
+        return tuple(pinned(source, models[0].limits) for source in found)
+
+    def _named(self, spec: RunSpec, agent: Agent) -> tuple[str, Sequence[str]]:
+        """The name of the model, and the names of those after it: of the agent, then of the configuration."""
+        house, first = self._house, spec.model or agent.model
+        own = () if spec.model else agent.fallback_models
+        return first, (*own, *house.models.current.fallbacks_of(first, house.fallbacks))
 
     def _tools(
         self,
@@ -149,18 +188,15 @@ class Orders:
         chosen = (name for name in sorted(offered) if all(subagent.is_in(name, scope) for scope in scopes))
         return tuple(offered[name] for name in chosen)
 
-    def _check(self, definition: RunDefinition, spec: RunSpec) -> None:
-        """Refuse what the model cannot do before anything is recorded."""
-        if not definition.tools and not definition.HasField("response_format") and _is_text(spec):
-            return
-        model = self._house.models.current.resolve(definition.models[0]).model
-        message = Message(role=Role.ROLE_USER, parts=spec.input)
-        probe = Chat(messages=[message], tools=definition.tools, response_format=definition.response_format)
-        check(probe, model)
-
 
 def _is_text(spec: RunSpec) -> bool:
     return all(part.WhichOneof("kind") == "text" for part in spec.input)
+
+
+def _input_needs(spec: RunSpec) -> tuple[str, ...]:
+    """The capabilities that the input needs, in order."""
+    said = Message(role=Role.ROLE_USER, parts=spec.input)
+    return tuple(sorted(set(needed(Chat(messages=[said])))))
 
 
 def _overrides(spec: RunSpec) -> bytes:

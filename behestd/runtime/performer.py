@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import field
 from typing import Protocol
 
 import structlog
 
-from behest.v1.chat_service_pb2 import Chat
+from behest.v1.chat_service_pb2 import Chat, ChatEnd
 from behest.v1.message_pb2 import Message
 from behest.v1.model_event_pb2 import FailureClass
+from behest.v1.usage_pb2 import UsageSource
 from behestd.core.children import is_child
+from behestd.core.composed import Composed
 from behestd.core.signals import (
+    AskContext,
     AskStatus,
     CallModel,
     CallTool,
@@ -27,18 +30,25 @@ from behestd.core.signals import (
     ModelBroke,
     ModelEnded,
     Signal,
+    Summarise,
+    SummaryBroke,
 )
 from behestd.core.state import Run
 from behestd.core.times import SECOND
-from behestd.core.window import compose
+from behestd.core.window import Window, compose
 from behestd.errors import BehestError
 from behestd.failpoint import failpoint
-from behestd.providers.catalog import Catalog, check
+from behestd.providers.ambience import surround, traceparent_of
+from behestd.providers.catalog import check
 from behestd.providers.failure import ProviderFailure
-from behestd.providers.provider import ProviderTimeouts, guarded
-from behestd.runtime.clock import Clock
+from behestd.providers.provider import guarded
+from behestd.runtime.compaction_call import summarise
+from behestd.runtime.context import Contexts
+from behestd.runtime.health import Attempt
+from behestd.runtime.house import House
 from behestd.runtime.live import Deltas
 from behestd.runtime.tool_performer import ToolPerformer
+from behestd.values import dataclass
 
 logger = structlog.get_logger(__name__)
 
@@ -54,6 +64,7 @@ class Task:
     acknowledge: Callable[[str], None]
     trace_id: str = ""
     """The trace that the run is part of. Empty: none."""
+    composed: Composed = field(default_factory=Composed)
 
 
 class AgentCalls(Protocol):
@@ -71,16 +82,17 @@ class AgentCalls(Protocol):
 class Performer:
     """Performs the effects of all runs."""
 
-    __slots__ = ("_agents", "_clock", "_models", "_timeouts", "_tools")
+    __slots__ = ("_agents", "_clock", "_contexts", "_endpoints", "_house", "_models", "_timeouts", "_tools")
 
-    def __init__(
-        self, models: Catalog, timeouts: ProviderTimeouts, clock: Clock, tools: ToolPerformer, agents: AgentCalls
-    ) -> None:
-        self._models = models
-        self._timeouts = timeouts
-        self._clock = clock
+    def __init__(self, house: House, tools: ToolPerformer, agents: AgentCalls, contexts: Contexts) -> None:
+        self._house = house
+        self._models = house.models
+        self._timeouts = house.model_timeouts
+        self._clock = house.clock
+        self._endpoints = house.endpoints
         self._tools = tools
         self._agents = agents
+        self._contexts = contexts
 
     async def perform(self, effect: Effect, task: Task) -> None:
         """Perform one effect and tell its outcome; nothing is told of an effect that is cancelled."""
@@ -89,7 +101,7 @@ class Performer:
         except Exception:
             logger.exception("effect failed by a fault", run_id=task.run.id)
 
-    async def _perform(self, effect: Effect, task: Task) -> None:
+    async def _perform(self, effect: Effect, task: Task) -> None:  # noqa: C901  one case an effect
         state = task.run.call(effect.call_id) if isinstance(effect, CallTool | CancelTool) else None
         is_agent = state is not None and is_child(state)
         match effect:
@@ -109,6 +121,18 @@ class Performer:
                     task.acknowledge(effect.call_id)
             case AskStatus():
                 task.tell(await self._tools.ask_status(effect, task.run))
+            case Summarise():
+                task.tell(await self._summarise(effect, task))
+            case AskContext():
+                task.tell(await self._contexts.gather(effect, task.run))
+
+    async def _summarise(self, effect: Summarise, task: Task) -> Signal:
+        try:
+            return await summarise(self._house, effect, task.run, task.history)
+        except Exception:
+            logger.exception("summary failed by a fault", run_id=task.run.id, endpoint=effect.endpoint)
+            permanent = FailureClass.FAILURE_CLASS_PERMANENT
+            return SummaryBroke(effect.attempt, permanent, "RUNTIME_INTERNAL", "a fault of the daemon")
 
     async def _call_agent(self, effect: CallTool, task: Task) -> Signal | None:
         try:
@@ -141,18 +165,36 @@ class Performer:
             return ModelBroke(effect.step, effect.attempt, permanent, "RUNTIME_INTERNAL", "a fault of the daemon")
 
     async def _stream(self, effect: CallModel, task: Task) -> Signal:
-        chat: Chat = compose(task.run, task.history, effect.endpoint).chat
+        window = task.composed.take(effect.step, effect.attempt)
+        if window is None:
+            window = compose(task.run, task.history, effect.endpoint)
+        chat: Chat = window.chat
         resolved = self._models.current.resolve(effect.endpoint)
         check(chat, resolved.model)
-        left_seconds = max(effect.deadline_ns - self._clock.now_ns(), 0) / SECOND
-        stretch = task.deltas.last
-        failpoint("model.before_send", task.run.id)
-        async with aclosing(guarded(resolved.provider.stream(chat), self._timeouts.within(left_seconds))) as frames:
-            async for frame in frames:
-                for delta in frame.deltas:
-                    stretch.add(delta)
-                if frame.deltas:
-                    task.deltas.pulse()
-                if frame.HasField("end"):
-                    return ModelEnded(effect.step, effect.attempt, frame.end)
-        raise ProviderFailure("PROVIDER_STREAM_BROKEN", "the answer ended without its end marker")
+        async with self._attempt(effect, task.run, window) as attempt:
+            limits = self._timeouts.within(max(effect.deadline_ns - self._clock.now_ns(), 0) / SECOND)
+            span = f"{task.run.id}\0{effect.step}\0{effect.attempt}"
+            surround(traceparent_of(task.trace_id, span), limits.total_seconds)
+            stretch = task.deltas.last
+            failpoint("model.before_send", task.run.id)
+            async with aclosing(guarded(resolved.provider.stream(chat), limits)) as frames:
+                async for frame in frames:
+                    for delta in frame.deltas:
+                        stretch.add(delta)
+                    if frame.deltas:
+                        task.deltas.pulse()
+                    if frame.HasField("end"):
+                        attempt.used(frame.end.usage)
+                        self._learn(effect.endpoint, window.raw_tokens, frame.end)
+                        return ModelEnded(effect.step, effect.attempt, frame.end)
+            raise ProviderFailure("PROVIDER_STREAM_BROKEN", "the answer ended without its end marker")
+
+    def _learn(self, endpoint: str, estimated: int, end: ChatEnd) -> None:
+        """Learn how the model counts, from what it reports."""
+        if end.usage_source == UsageSource.USAGE_SOURCE_REPORTED:
+            self._house.calibration.note(endpoint, estimated, end.usage.input_tokens)
+
+    def _attempt(self, effect: CallModel, run: Run, window: Window) -> Attempt:
+        is_retry = any(failure.endpoint == effect.endpoint for failure in run.step.failures)
+        tokens = window.input_tokens if self._endpoints.has_limits else 0
+        return self._endpoints.attempt(effect.endpoint, effect.deadline_ns, is_retry=is_retry, tokens=tokens)

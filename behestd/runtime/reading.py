@@ -7,6 +7,7 @@ from behest.v1.event_pb2 import Event
 from behest.v1.message_pb2 import Message
 from behest.v1.run_pb2 import Run as RunMessage
 from behest.v1.tool_call_pb2 import ToolCallRecord
+from behestd.core.compaction import is_summary, seen
 from behestd.core.report import report_whole
 from behestd.core.run import evolve, rooted
 from behestd.core.state import Run
@@ -17,6 +18,8 @@ from behestd.log.store import RunRow, Store
 from behestd.runtime.commit import Before
 
 _PAGE_BYTES = 1024 * 1024
+_READS = (128, 1024)
+"""How many of a session's latest messages are read first, in the hope that no more are seen."""
 
 
 async def definition_of(store: Store, run_id: str, digest: bytes) -> RunDefinition:
@@ -99,7 +102,22 @@ async def shown(store: Store, run: Run) -> RunMessage:
 
 
 async def history_of(store: Store, namespace: str, session_id: str, session_index: int, limit: int) -> list[Message]:
-    """The session's messages before a run (0: all there are), oldest first, `limit` at most."""
+    """What the model sees of the session before a run (0: all there is), oldest first, `limit` messages at most.
+
+    Where a summary stands for the oldest part, that part is not read: what is read does not grow with the session. Most
+    sessions take one read.
+    """
     before = views.position(session_index, 0) if session_index else 1 << 62
-    rows = await store.last_entries(namespace, views.MESSAGE, session_id, before, limit)
-    return [Message.FromString(row.body) for row in rows]
+    messages: list[Message] = []
+    for size in (*(size for size in _READS if size < limit), limit):
+        rows = await store.last_entries(namespace, views.MESSAGE, session_id, before, size)
+        messages = [Message.FromString(row.body) for row in rows]
+        if len(rows) < size or _holds_what_is_seen(messages):
+            break
+    return list(seen(messages))
+
+
+def _holds_what_is_seen(messages: list[Message]) -> bool:
+    """Whether a summary is among messages, and the last one that it stands for."""
+    summary = next((message for message in reversed(messages) if is_summary(message)), None)
+    return summary is not None and any(message.id == summary.summary_upto_message_id for message in messages)

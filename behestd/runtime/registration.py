@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from behest.v1.registry_service_pb2 import AttachHello
-from behest.v1.server_pb2 import Server
+from behest.v1.server_pb2 import Server, ServerOffer
 from behestd.errors import AlreadyExists
+from behestd.providers.listing import kept
 from behestd.runtime.attached import Attached
 from behestd.runtime.dialled import Dialled
 
@@ -55,9 +56,27 @@ def asked_of(server: Server) -> Server:
 
 def kept_of(hello: AttachHello) -> AttachHello:
     """What is kept of a hello: what the server serves, not how it does."""
-    made = AttachHello(server_name=hello.server_name, tools=hello.tools)
+    made = AttachHello(server_name=hello.server_name, tools=hello.tools, models=kept(hello.models))
     if hello.HasField("dedupe_retention"):
         made.dedupe_retention.CopyFrom(hello.dedupe_retention)
+    return made
+
+
+def with_offers_of(registration: Server, hello: AttachHello) -> Server:
+    """The registration, with what a hello serves beyond what is registered: the hello is of the same principal."""
+    can_chat = any(model.capabilities.chat for model in hello.models)
+    can_embed = any(model.capabilities.embeddings for model in hello.models)
+    said = {
+        ServerOffer.SERVER_OFFER_TOOLS: bool(hello.tools) or not (can_chat or can_embed or registration.offers),
+        ServerOffer.SERVER_OFFER_CHAT: can_chat,
+        ServerOffer.SERVER_OFFER_EMBEDDINGS: can_embed,
+    }
+    more = [offer for offer, is_said in said.items() if is_said and offer not in registration.offers]
+    if not more:
+        return registration
+    made = Server()
+    made.CopyFrom(registration)
+    made.offers.extend(more)
     return made
 
 

@@ -1,23 +1,21 @@
 """The registry of servers: durable registrations of those that are dialled and of those that attach themselves.
 
 Above: RegistryService, `attached_streams`, and the daemon, which loads it before runs are recovered, so that what they
-pinned is there. Below: records of the store, the tools' catalog, `dialled` and `attached`. Servers of the configuration
-are registered likewise, cannot be changed by calls, and have their names before all others. A registration takes effect
-wholly or not at all.
+pinned is there. Below: records of the store, `offers`, which keeps the catalogs, `dialled` and `attached`. Servers of
+the configuration are registered likewise, cannot be changed by calls, and have their names before all others. A
+registration takes effect wholly or not at all.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Set
 from hashlib import sha256
 
 import structlog
 
 from behest.v1.registry_service_pb2 import AttachHello
-from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer
-from behest.v1.tool_pb2 import Tool
-from behest.v1.tool_service_pb2 import ListToolsResponse
+from behest.v1.server_pb2 import Server, ServerConnection
 from behestd.core.times import timestamp
 from behestd.errors import (
     BehestError,
@@ -29,10 +27,11 @@ from behestd.errors import (
     StorageFull,
     WrongState,
 )
-from behestd.log.store import Change, Delete, Full, Put, Record
+from behestd.log.store import Change, Full, Put, Record
 from behestd.runtime.attached import Attached
-from behestd.runtime.dialled import CONNECT_SECONDS, Dialled, Dialling
+from behestd.runtime.dialled import Dialled, Dialling, Listing
 from behestd.runtime.house import House
+from behestd.runtime.offers import KIND, MODELS_KIND, TOOLS_KIND, Offers, deletes_of, listing_of, puts_of
 from behestd.runtime.registration import (
     Owner,
     Registered,
@@ -41,15 +40,13 @@ from behestd.runtime.registration import (
     check_owner,
     kept_of,
     may_replace,
+    with_offers_of,
 )
 from behestd.tools.attached import AttachedServer
 from behestd.tools.tool import ToolFailure
 
 logger = structlog.get_logger(__name__)
 
-KIND = "server"
-TOOLS_KIND = "server_tools"
-"""Records by name of the server: its registration, and the tools that it listed last, or its last hello."""
 MAX_SERVERS = 1_000
 """Most servers of a namespace."""
 CONFIGURED_NAMESPACE = "default"
@@ -69,6 +66,7 @@ class Registry:
         self.came_back = came_back
         self._house = house
         self._dialling = dialling
+        self._offers = Offers(house)
         self._servers: dict[str, dict[str, Registered]] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._keepers: dict[Dialled, asyncio.Task[None]] = {}
@@ -81,7 +79,7 @@ class Registry:
     # --- life ---
 
     async def load(self) -> None:
-        """Take up what is configured and what is recorded, with the tools last known. Nothing is dialled yet."""
+        """Take up what is configured and what is recorded, with what was last listed. Nothing is dialled yet."""
         for server in self._dialling.configured:
             made = asked_of(server)
             made.configured = True
@@ -95,34 +93,38 @@ class Registry:
                 await self._load(record.namespace, server)
 
     async def _load(self, namespace: str, server: Server) -> None:
-        record = await self._house.log.store.record(namespace, TOOLS_KIND, server.name, 0)
-        body = record.body if record is not None else b""
-        attached = server.connection == _ATTACHED
-        made = self._attached(namespace, server, body) if attached else self._dialled(namespace, server, body)
+        bodies = []
+        for kind in (TOOLS_KIND, MODELS_KIND):
+            record = await self._house.log.store.record(namespace, kind, server.name, 0)
+            bodies.append(record.body if record is not None else b"")
+        if server.connection == _ATTACHED:
+            made: Registered = self._attached(namespace, server, bodies[0])
+        else:
+            made = self._dialled(namespace, server, listing_of(*bodies))
         self._servers.setdefault(namespace, {})[server.name] = made
 
-    def _dialled(self, namespace: str, server: Server, body: bytes) -> Dialled:
-        """Take up a dialled server, with the tools that it listed last."""
-        tools = ListToolsResponse.FromString(body).tools
+    def _dialled(self, namespace: str, server: Server, listing: Listing) -> Dialled:
+        """Take up a dialled server, with what it listed last."""
         try:
-            made = Dialled(namespace, server, self._dialling.dial(server, self._house.tools.validators), tools)
-            self._offer(made, tools)
+            made = Dialled(namespace, server, self._dialling.dial(server, self._house.tools.validators), listing)
+            self._offers.put(made)
         except BehestError as error:
             logger.warning("server not taken up", server=server.name, reason=error.reason)
-            made = Dialled(namespace, server, None, tools)
+            made = Dialled(namespace, server, None, listing)
             made.disconnect(error)
         return made
 
     def _attached(self, namespace: str, server: Server, body: bytes = b"") -> Attached:
         """Make an attached server, with what it said last; one that said something has the window to come back."""
-        remote = AttachedServer(self._house.tools.validators, self._house.limits.reconnect_seconds)
-        made = Attached(namespace, server, remote, self._delist)
+        house = self._house
+        remote = AttachedServer(house.tools.validators, house.limits.reconnect_seconds)
+        made = Attached(namespace, server, remote, self._delist, house.clock.now_ns)
         if body:
             made.remember(body)
             try:
-                self._offer(made, made.tools)
+                self._offers.put(made)
             except BehestError as error:
-                logger.warning("tools of a server not taken up", server=server.name, reason=error.reason)
+                logger.warning("offers of a server not taken up", server=server.name, reason=error.reason)
                 made.error = error
         return made
 
@@ -212,12 +214,12 @@ class Registry:
             if asked.connection == _ATTACHED:
                 return await self._register_attached(namespace, asked, old), False
             remote = self._dialling.dial(asked, self._house.tools.validators)
-            made = Dialled(namespace, asked, remote, old.tools if old is not None else ())
+            made = Dialled(namespace, asked, remote, old.listing if isinstance(old, Dialled) else Listing())
             try:
                 await self._reach(made)
                 await self._record(made)
             except BaseException:
-                self._take_back(made, old)
+                self._offers.restore(made, old)
                 await made.close()
                 raise
             self._servers.setdefault(namespace, {})[made.name] = made
@@ -233,17 +235,17 @@ class Registry:
             await self._record(made)
             self._servers.setdefault(namespace, {})[made.name] = made
             if old is not None:
-                self._house.tools.unregister_server(namespace, asked.id)
+                self._offers.remove(old)
                 self._let_go(old)
             return made
         before, old.registration = old.registration, asked
         try:
-            if old.tool_names:
-                self._offer(old, old.tools)
+            if old.is_offered:
+                self._offers.put(old)
             await self._record(old)
         except BaseException:
             old.registration = before
-            self._take_back(old, old)
+            self._offers.restore(old, old)
             raise
         return old
 
@@ -257,8 +259,7 @@ class Registry:
                 raise Draining
             old = self.named(namespace, hello.server_name)
             if old is None:
-                offers = (ServerOffer.SERVER_OFFER_TOOLS,)
-                asked = Server(name=hello.server_name, connection=_ATTACHED, offers=offers)
+                asked = Server(name=hello.server_name, connection=_ATTACHED)
                 self._stamp(namespace, asked, None, owner)
                 server = self._attached(namespace, asked)
             elif isinstance(old, Attached):
@@ -266,15 +267,17 @@ class Registry:
                 server = old
             else:
                 raise ServerNameTaken(old.name, "is that of a server that is dialled")
-            before, server.hello = server.hello, kept_of(hello)
+            before = server.hello, server.registration
+            server.hello, server.registration = kept_of(hello), with_offers_of(server.registration, hello)
+            is_new = before != (server.hello, server.registration)
             try:
-                if before != server.hello or not server.tool_names:
-                    self._offer(server, server.tools)
-                if old is None or before != server.hello:
+                if is_new or not server.is_offered:
+                    self._offers.put(server)
+                if old is None or is_new:
                     await self._record(server)
             except BaseException:
-                server.hello = before
-                self._take_back(server, old)
+                server.hello, server.registration = before
+                self._offers.restore(server, old)
                 raise
             self._servers.setdefault(namespace, {})[server.name] = server
             return server
@@ -301,57 +304,38 @@ class Registry:
                 raise WrongState("TOOL_SERVER_CONFIGURED", text, serverId=server_id)
             if not owner.is_admin and server.registration.principal != owner.principal:
                 raise Forbidden("AUTH_SCOPE_MISSING", f"server {server.name} is another principal's", scope="admin")
-            deletes = (Delete(namespace, KIND, server.name), Delete(namespace, TOOLS_KIND, server.name))
-            await self._commit(Change(deletes=deletes))
+            await self._commit(Change(deletes=deletes_of(namespace, server.name)))
             del servers[server.name]
-            self._house.tools.unregister_server(namespace, server_id)
+            self._offers.remove(server)
             self._let_go(server)
 
     async def _reach(self, made: Dialled) -> None:
-        """Dial a new registration and take what it lists; one that is not reached keeps the tools last known."""
-        assert made.remote is not None
+        """Dial a new registration and take what it lists; one that is not reached keeps what was last listed."""
         try:
-            tools: Sequence[Tool] = await made.remote.list_tools(CONNECT_SECONDS)
+            listing = await made.look()
         except ToolFailure as failure:
             made.failed(failure)
-            self._offer(made, made.tools)
+            self._offers.put(made)
             return
-        self._offer(made, tools)
+        self._offers.put(made, listing)
         made.reached(self._house.clock.now_ns())
 
-    async def _learn(self, server: Dialled, tools: Sequence[Tool]) -> None:
+    async def _learn(self, server: Dialled, listing: Listing) -> None:
         """Take what a server lists now, if that has changed."""
         async with self._lock:
             if self.named(server.namespace, server.name) is not server:
                 return
-            is_known = list(tools) == list(server.tools)
-            if is_known and len(server.tool_names) == len(tools):
+            is_known = listing == server.listing
+            if is_known and server.is_offered:
                 return
-            self._offer(server, tools)
+            self._offers.put(server, listing)
             if not is_known:
-                await self._commit(Change(puts=(self._tools_put(server),)))
-
-    def _offer(self, server: Registered, tools: Sequence[Tool]) -> None:
-        """Put a server's tools into the catalog, all or none. Raises InvalidRequest and ToolNameTaken."""
-        assert server.remote is not None
-        bind, catalog = server.remote.bind, self._house.tools
-        made = catalog.register_server(server.namespace, server.offered(), tools, bind, server.standing)
-        if isinstance(server, Dialled):
-            server.tools = tuple(tools)
-        server.tool_names = tuple(tool.name for tool in made)
+                await self._commit(Change(puts=tuple(puts_of(server))))
 
     def _delist(self, server: Attached) -> None:
-        """List the tools of a server no more that did not come back."""
+        """List nothing of a server any more that did not come back."""
         if self.named(server.namespace, server.name) is server:
-            self._house.tools.unregister_server(server.namespace, server.registration.id)
-            server.tool_names = ()
-
-    def _take_back(self, made: Registered, old: Registered | None) -> None:
-        """Make the catalog what it was before a registration that came to nothing."""
-        if old is None or old.remote is None or not old.tool_names:
-            self._house.tools.unregister_server(made.namespace, made.registration.id)
-        else:
-            self._offer(old, old.tools)
+            self._offers.remove(server)
 
     def _let_go(self, server: Registered) -> None:
         """Stop keeping a server that is registered no more; its calls in flight may end."""
@@ -362,14 +346,11 @@ class Registry:
             self._tasks.create_task(server.retire(self._closing))
 
     async def _record(self, server: Registered) -> None:
-        puts = [self._tools_put(server)]
+        puts = puts_of(server)
         if not server.registration.configured:
             body = server.registration.SerializeToString()
             puts.append(Put(Record(server.namespace, KIND, server.name, body)))
         await self._commit(Change(puts=tuple(puts)))
-
-    def _tools_put(self, server: Registered) -> Put:
-        return Put(Record(server.namespace, TOOLS_KIND, server.name, server.listed()))
 
     async def _commit(self, change: Change) -> None:
         if isinstance(await self._house.log.commit(change), Full):

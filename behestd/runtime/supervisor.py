@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import structlog
 
@@ -47,6 +46,7 @@ from behestd.runtime.gate import Gates, Key, Session
 from behestd.runtime.house import House
 from behestd.runtime.performer import Performer
 from behestd.runtime.reading import history_of
+from behestd.values import dataclass
 
 logger = structlog.get_logger(__name__)
 
@@ -257,6 +257,7 @@ class Supervisor:
             raise RunIdTaken(birth.run.id)
         self._drivers[key] = driver
         self._house.kin.saw(birth.run)
+        self._house.ledger.enter(birth.run)
         self._tasks.create_task(self._drive(key, driver))
         return driver
 
@@ -283,6 +284,7 @@ class Supervisor:
         """Forget a driver, and let the next run in."""
         del self._drivers[key]
         self._house.kin.gone(driver.run)
+        self._house.ledger.leave(driver.run)
         self._quiet.set()
         session = (key[0], driver.run.created.session_id)
         if not driver.is_born:

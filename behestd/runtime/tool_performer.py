@@ -51,6 +51,7 @@ logger = structlog.get_logger(__name__)
 _ASK_AGAIN_SECONDS = 5.0
 _FULL_RETRY_SECONDS = 1.0
 _LOOK_AGAIN_SECONDS = 0.5
+_PATIENCE_SECONDS = 300.0
 _STATUS_WAIT_SECONDS = 20.0
 
 
@@ -273,10 +274,14 @@ class ToolPerformer:
             return False
 
     async def ask_status(self, effect: AskStatus, run: Run) -> Signal:
-        """Ask until somebody knows what became of a call, at least every 5 seconds; a driver ends it by cancelling."""
+        """Ask until somebody knows what became of a call, at least every 5 seconds; a driver ends it by cancelling.
+
+        A server that gives no answer for as long as the call may take in all is not asked any more: it is in doubt.
+        """
         state = run.call(effect.call_id)
         assert state is not None
         assert state.started is not None
+        heard_ns = self._clock.now_ns()
         while True:
             try:
                 executor = self._executor(run, state)
@@ -284,8 +289,12 @@ class ToolPerformer:
                 status = await executor.status(state.started.key, state.epoch, _STATUS_WAIT_SECONDS, state.attempt)
             except BehestError as error:
                 logger.info("call status not known", run_id=run.id, call_id=effect.call_id, reason=error.reason)
-                await asyncio.sleep(_ASK_AGAIN_SECONDS)
+                left_seconds = _patience_seconds(state) - (self._clock.now_ns() - heard_ns) / SECOND
+                if left_seconds <= 0:
+                    return _unknown(effect, "the server could not be asked")
+                await asyncio.sleep(min(_ASK_AGAIN_SECONDS, left_seconds))
                 continue
+            heard_ns = self._clock.now_ns()
             match status:
                 case Running():
                     await asyncio.sleep(_LOOK_AGAIN_SECONDS)
@@ -295,9 +304,7 @@ class ToolPerformer:
                     result = await self.result(run, state, status.answer)
                     return StatusKnown(effect.call_id, effect.attempt, result)
                 case CannotTell(text):
-                    ambiguous = FailureClass.FAILURE_CLASS_AMBIGUOUS
-                    lost = ToolFailure(ambiguous, Executed.EXECUTED_UNKNOWN, "TOOL_OUTCOME_UNKNOWN", text)
-                    return _broke(effect, lost, 0)
+                    return _unknown(effect, text)
 
 
 def _show_nobody(_progress: Progress) -> None:
@@ -313,6 +320,17 @@ def _traceparent(trace_id: str, key: str, attempt: int) -> str:
 def _is_resumed(run: Run, state: CallState) -> bool:
     """Whether an earlier owner of the run sent the attempt."""
     return state.epoch < run.head.epoch
+
+
+def _patience_seconds(state: CallState) -> float:
+    """How long a server that does not answer is asked about a call."""
+    told = 0.0 if state.tool is None else timeouts(state.tool.policy).schedule_to_close_seconds
+    return told or _PATIENCE_SECONDS
+
+
+def _unknown(effect: AskStatus, text: str) -> ToolBroke:
+    ambiguous = FailureClass.FAILURE_CLASS_AMBIGUOUS
+    return _broke(effect, ToolFailure(ambiguous, Executed.EXECUTED_UNKNOWN, "TOOL_OUTCOME_UNKNOWN", text), 0)
 
 
 def _broke(effect: CallTool | AskStatus, failure: ToolFailure, elapsed_ns: int) -> ToolBroke:

@@ -7,9 +7,13 @@ from collections.abc import Sequence
 
 from behest.v1.agent_pb2 import Agent
 from behest.v1.definition_pb2 import DoomLoopAction, Limits, PermissionAction, PermissionRule
+from behestd.context.catalog import Sources
+from behestd.context.source import SourceNotFound
+from behestd.core.sources import MAX_SOURCES
 from behestd.errors import AlreadyExists, InvalidRequest, LostRace, NotFound, WrongState
 from behestd.providers.catalog import Snapshot
 from behestd.service.chat_checks import MAX_NAME_BYTES, check_response_format, check_sampling, check_tool_choice
+from behestd.service.compaction_checks import check_compaction
 from behestd.service.validate import (
     duration,
     identifier,
@@ -67,7 +71,7 @@ class AgentInUse(WrongState):
         super().__init__("AGENT_IN_USE", f"agent {agent_id} cannot be deleted", agentId=agent_id)
 
 
-def check_agent(agent: Agent, models: Snapshot) -> None:
+def check_agent(agent: Agent, models: Snapshot, sources: Sources) -> None:
     """Check a definition but for its output-only fields.
 
     What it names must be there, but for tools and agents: they may come.
@@ -89,12 +93,13 @@ def check_agent(agent: Agent, models: Snapshot) -> None:
     for index, rule in enumerate(agent.permissions):
         _check_rule(f"agent.permissions[{index}]", rule)
     _check_limits(agent.limits)
+    check_compaction(agent, models)
     check_sampling("agent.sampling", agent.sampling)
     check_tool_choice("agent.tool_choice", agent.tool_choice)
     check_response_format("agent.response_format", agent.response_format)
     if agent.provider_options_json:
         json_object("agent.provider_options_json", agent.provider_options_json, _MAX_OPTIONS_BYTES)
-    _refuse_unknown("agent.context_sources", agent.context_sources)
+    _check_sources(agent.context_sources, sources)
     _refuse_unknown("agent.strategy", [agent.strategy] if agent.strategy else [])
 
 
@@ -152,6 +157,18 @@ def _check_limits(limits: Limits) -> None:
         raise InvalidRequest("agent.limits.doom_loop.repeats", f"{loop.repeats} is below 2")
     if loop.HasField("warnings") and loop.warnings < 0:
         raise InvalidRequest("agent.limits.doom_loop.warnings", f"{loop.warnings} is below 0")
+
+
+def _check_sources(names: Sequence[str], sources: Sources) -> None:
+    max_items("agent.context_sources", names, MAX_SOURCES)
+    for index, source in enumerate(names):
+        try:
+            sources.find(source)
+        except SourceNotFound:
+            problem = f"{source[:64]!r} is not known to this daemon"
+            raise InvalidRequest(f"agent.context_sources[{index}]", problem) from None
+        if source in names[:index]:
+            raise InvalidRequest(f"agent.context_sources[{index}]", f"{source!r} comes twice")
 
 
 def _refuse_unknown(field: str, names: Sequence[str]) -> None:

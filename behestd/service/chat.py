@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from contextlib import aclosing
 
 from behest.v1 import chat_service_pb2 as pb
+from behestd.providers.ambience import surround
+from behestd.runtime.merging import forward
 from behestd.runtime.passthrough import Passthrough
 from behestd.service.call import Call
 from behestd.service.chat_checks import check_chat
@@ -29,12 +31,13 @@ class Chats:
         """Answer once, with the whole message."""
         required_message(request, "chat")
         check_chat(request.chat)
-        return pb.CompleteChatResponse(end=await self._passthrough.complete(request.chat))
+        surround(call.traceparent, call.remaining_seconds)
+        return pb.CompleteChatResponse(end=await self._passthrough.complete(request.chat, call.namespace))
 
     async def stream_chat(self, request: pb.StreamChatRequest, call: Call) -> None:
         """Send the answer as it is made."""
         required_message(request, "chat")
         check_chat(request.chat)
-        async with aclosing(self._passthrough.stream(request.chat)) as frames:
-            async for frame in frames:
-                await call.send(frame)
+        surround(call.traceparent, call.remaining_seconds)
+        async with aclosing(self._passthrough.stream(request.chat, call.namespace)) as frames:
+            await forward(frames, call.send)

@@ -27,6 +27,7 @@ from behestd.service.settings import Settings
 
 INLINE_PAYLOAD_BYTES = 256 * 1024
 _NAME = "/behest.v1.DaemonService/"
+_MOST_MODELS = 100
 _VERSIONS = {"sqlite": SQLITE_VERSION}
 _IN_FLIGHT = (Phase.STARTED, Phase.ASKING)
 
@@ -123,7 +124,12 @@ class DaemonInfo:
             watchers=self._controls.watchers(),
             commits=_commits(house.log.store.statistics().commit_seconds),
             memory_bytes=_resident_bytes(),
+            unhealthy_models=self._unhealthy()[:_MOST_MODELS],
         )
+
+    def _unhealthy(self) -> list[str]:
+        endpoints = self._house.endpoints
+        return [name for name in self._house.models.current.models if endpoints.condition(name).failures]
 
     def _refusing(self, runs: int) -> list[str]:
         limits = self._house.limits

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from behest.v1.embedding_service_pb2 import EmbeddingPurpose, EmbedRequest, EmbedResponse
 from behestd.errors import InvalidRequest, TooLarge
+from behestd.providers.ambience import surround
 from behestd.runtime.passthrough import Passthrough
 from behestd.service.call import Call
 from behestd.service.chat_checks import MAX_NAME_BYTES
@@ -30,7 +31,8 @@ class Embeddings:
     async def embed(self, request: EmbedRequest, call: Call) -> EmbedResponse:
         """Give one vector for each input, in order. Raises TooLarge when they do not fit into one response."""
         _check(request)
-        response = await self._passthrough.embed(request)
+        surround(call.traceparent, call.remaining_seconds)
+        response = await self._passthrough.embed(request, call.namespace)
         size_bytes = response.ByteSize()
         if size_bytes > self._settings.response_bytes:
             raise TooLarge("embeddings", size_bytes, self._settings.response_bytes)

@@ -9,6 +9,7 @@ from behestd.runtime.admission import Admission
 from behestd.runtime.agents import Agents
 from behestd.runtime.approvals import Approvals
 from behestd.runtime.artifacts import Artifacts
+from behestd.runtime.context import Contexts
 from behestd.runtime.direct_calls import DirectCalls
 from behestd.runtime.house import House
 from behestd.runtime.orders import Orders
@@ -19,6 +20,8 @@ from behestd.service.agents import AgentDefinitions
 from behestd.service.approvals import ApprovalRequests
 from behestd.service.artifacts import ArtifactFiles
 from behestd.service.chat import Chats
+from behestd.service.compaction import SessionCompaction
+from behestd.service.context import ContextPreviews
 from behestd.service.daemon_info import Controls, DaemonInfo
 from behestd.service.embeddings import Embeddings
 from behestd.service.events import Events
@@ -31,6 +34,7 @@ from behestd.service.sessions import Sessions
 from behestd.service.settings import Settings
 from behestd.service.tool_calls import ToolCalls
 from behestd.service.tools import Tools
+from behestd.service.usage import UsageSums
 from behestd.service.watch import Watches
 
 
@@ -49,6 +53,7 @@ class Parts:
     registry: Registry
     calls: DirectCalls
     passthrough: Passthrough
+    contexts: Contexts
     controls: Controls
 
 
@@ -60,15 +65,18 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
         ApprovalRequests(Approvals(parts.house.log.store, parts.supervisor, allows_own=allows_own)),
         ArtifactFiles(parts.house, parts.artifacts),
         Chats(parts.passthrough),
+        ContextPreviews(parts.house, parts.orders, parts.contexts, parts.admission, parts.edge),
         DaemonInfo(parts.house, parts.supervisor, parts.calls, parts.edge, parts.controls),
         Embeddings(parts.passthrough, parts.edge),
         Events(parts.house.log, parts.watches),
         Models(parts.house),
         Runs(parts.house, parts.supervisor, parts.orders, parts.admission, parts.watches),
         Servers(parts.house, parts.registry, parts.edge),
+        SessionCompaction(parts.house, parts.agents),
         SessionData(parts.house),
         Sessions(parts.house, parts.supervisor, parts.agents, parts.artifacts),
         ToolCalls(parts.house.log.store, parts.supervisor),
         Tools(parts.house, parts.calls, parts.edge),
+        UsageSums(parts.house),
     )
     return {name: handler for service in services for name, handler in service.handlers().items()}

@@ -6,10 +6,11 @@ from collections.abc import Collection, Mapping
 
 from behest.v1 import model_service_pb2 as pb
 from behest.v1.model_pb2 import Model, ModelHealth, ModelHealthState, Provider
-from behestd.core.route import Health
+from behestd.core.circuit import WELL
 from behestd.core.times import timestamp
 from behestd.errors import ModelNotFound
 from behestd.providers.catalog import Snapshot
+from behestd.runtime.health import Endpoints
 from behestd.runtime.house import House
 from behestd.service.call import Call
 from behestd.service.methods import Handler
@@ -18,6 +19,7 @@ from behestd.service.validate import max_bytes
 
 _NAME = "/behest.v1.ModelService/"
 _MAX_NAME_BYTES = 256
+_HEALTHY = ModelHealthState.MODEL_HEALTH_STATE_HEALTHY
 
 
 class Models:
@@ -56,8 +58,7 @@ class Models:
             and request.provider_id in ("", resolved.model.provider_id)
             and all(getattr(resolved.model.capabilities, capability) for capability in wanted)
         ]
-        health, now_ns = self._house.health(), self._house.clock.now_ns()
-        shown = [_with_health(model, health, now_ns) for model in found[: page.size]]
+        shown = [self._with_health(model) for model in found[: page.size]]
         token = page.token(found[page.size - 1].id) if len(found) > page.size else ""
         return pb.ListModelsResponse(models=shown, next_page_token=token)
 
@@ -69,29 +70,36 @@ class Models:
         found = current.models.get(name) or current.models.get(current.aliases.get(name, ""))
         if found is None:
             raise ModelNotFound(name)
-        model = _with_health(found.model, self._house.health(), self._house.clock.now_ns())
-        return pb.GetModelResponse(model=model)
+        return pb.GetModelResponse(model=self._with_health(found.model))
 
     def _provider(self, current: Snapshot, name: str) -> Provider:
         models = [found.model.id for found in current.models.values() if found.model.provider_id == name]
         told = Provider()
         told.CopyFrom(current.providers[name].describe())
-        told.health.CopyFrom(_health_of(models, self._house.health(), self._house.clock.now_ns()))
+        told.health.CopyFrom(health_of(self._house.endpoints, models))
+        return told
+
+    def _with_health(self, model: Model) -> Model:
+        told = Model()
+        told.CopyFrom(model)
+        told.health.CopyFrom(health_of(self._house.endpoints, [model.id]))
         return told
 
 
-def _with_health(model: Model, health: Health, now_ns: int) -> Model:
-    told = Model()
-    told.CopyFrom(model)
-    told.health.CopyFrom(_health_of([model.id], health, now_ns))
+def health_of(endpoints: Endpoints, models: Collection[str]) -> ModelHealth:
+    """The health of models taken together: open when all are, degraded when some are not well.
+
+    The reason is of one that is worst, the failures in a row are those of that one.
+    """
+    conditions = [endpoints.condition(model) for model in models]
+    worst = max(conditions, key=lambda each: (each.opened, each.failures), default=WELL)
+    told = ModelHealth(state=_HEALTHY, reason=worst.reason, failures=worst.failures)
+    success_ns = max(map(endpoints.success_ns, models), default=0)
+    if success_ns:
+        told.success_time.CopyFrom(timestamp(success_ns))
+    if conditions and all(each.opened for each in conditions):
+        told.state = ModelHealthState.MODEL_HEALTH_STATE_OPEN
+        told.retry_time.CopyFrom(timestamp(min(each.open_until_ns for each in conditions)))
+    elif worst.failures:
+        told.state = ModelHealthState.MODEL_HEALTH_STATE_DEGRADED
     return told
-
-
-def _health_of(models: Collection[str], health: Health, now_ns: int) -> ModelHealth:
-    """The health of models taken together: open when all are, degraded when some are."""
-    due = [until_ns for model in models if (until_ns := health.open_until_ns.get(model, 0)) > now_ns]
-    if not due:
-        return ModelHealth(state=ModelHealthState.MODEL_HEALTH_STATE_HEALTHY)
-    if len(due) < len(models):
-        return ModelHealth(state=ModelHealthState.MODEL_HEALTH_STATE_DEGRADED)
-    return ModelHealth(state=ModelHealthState.MODEL_HEALTH_STATE_OPEN, retry_time=timestamp(min(due)))

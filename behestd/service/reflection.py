@@ -3,7 +3,8 @@
 Above it is `server`; below it the servicer of grpcio-reflection, which knows v1alpha only. Today's tools ask
 for v1 first: the two differ in nothing but the name of their package, so v1 is the same servicer and a
 descriptor derived by renaming. Descriptors are looked up in a pool of their own: it holds what is served and
-nothing else that the process has loaded.
+nothing else that the process has loaded, each field with its JSON name, which generated Python leaves out and
+clients read and write JSON by.
 """
 
 from __future__ import annotations
@@ -59,8 +60,26 @@ def pool_of(services: Iterable[str]) -> DescriptorPool:
     for service in services:
         _add(pool, default.FindFileContainingSymbol(service), added)
     _add(pool, default.FindFileContainingSymbol(f"{ALPHA}.ServerReflection"), added)
-    pool.Add(derived())
+    pool.Add(named(derived()))
     return pool
+
+
+def named(file: FileDescriptorProto) -> FileDescriptorProto:
+    """Give each field of a file the JSON name that the compiler would give it, in place; return the file."""
+    messages = list(file.message_type)
+    while messages:
+        message = messages.pop()
+        messages += message.nested_type
+        for field in message.field:
+            if not field.json_name:
+                field.json_name = json_name(field.name)
+    return file
+
+
+def json_name(name: str) -> str:
+    """Return the JSON name of a field: without underscores, each letter behind one made upper case."""
+    first, *rest = name.split("_")
+    return first + "".join(word[:1].upper() + word[1:] for word in rest)
 
 
 def derived() -> FileDescriptorProto:
@@ -88,4 +107,4 @@ def _add(pool: DescriptorPool, file: FileDescriptor, added: set[str]) -> None:
     added.add(file.name)
     for dependency in file.dependencies:
         _add(pool, dependency, added)
-    pool.Add(FileDescriptorProto.FromString(file.serialized_pb))
+    pool.Add(named(FileDescriptorProto.FromString(file.serialized_pb)))

@@ -1,6 +1,6 @@
 """RegistryService: registrations of remote processes, and the streams of those that attach themselves. Above: the edge.
 
-Below: `runtime.registry` and `runtime.attached_streams`. What offers anything but tools is refused, whole.
+Below: `runtime.registry` and `runtime.attached_streams`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from behest.v1 import registry_service_pb2 as pb
 from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer
-from behestd.errors import Forbidden, InvalidRequest, TimedOut, Unsupported
+from behestd.errors import Forbidden, InvalidRequest, TimedOut
 from behestd.runtime.attached_streams import AttachedStreams, Wire
 from behestd.runtime.house import House
 from behestd.runtime.registration import Owner, Registered
@@ -147,9 +147,6 @@ def _check(server: Server, caller: Caller) -> None:
     required("server.offers", server.offers)
     for index, offer in enumerate(server.offers):
         known(f"server.offers[{index}]", offer, ServerOffer.DESCRIPTOR)
-        if offer != ServerOffer.SERVER_OFFER_TOOLS:
-            name = ServerOffer.Name(offer)
-            raise Unsupported("REQUEST_UNSUPPORTED", f"servers that offer {name} are not taken here", feature=name)
     labels("server.labels", server.labels)
     if server.HasField("dedupe_retention"):
         duration("server.dedupe_retention", server.dedupe_retention)
@@ -162,6 +159,8 @@ def _check_reach(server: Server) -> None:
         required("server.address", server.address)
         max_bytes("server.address", server.address, _MAX_ADDRESS_BYTES)
         return
+    if ServerOffer.SERVER_OFFER_CONTEXT in server.offers:
+        raise InvalidRequest("server.offers", "hold context, of which only servers that are dialled are asked")
     for name in ("address", "token_ref"):
         if getattr(server, name):
             raise InvalidRequest(f"server.{name}", "is for servers that are dialled")
@@ -170,10 +169,8 @@ def _check_reach(server: Server) -> None:
 
 
 def _check_hello(hello: pb.AttachHello) -> None:
-    """Check a hello; its tools are checked where they are used."""
+    """Check a hello; its tools and models are checked where they are used."""
     identifier("hello.server_name", hello.server_name)
-    if hello.models:
-        raise Unsupported("REQUEST_UNSUPPORTED", "servers that offer models are not taken here", feature="models")
     if hello.HasField("dedupe_retention"):
         duration("hello.dedupe_retention", hello.dedupe_retention)
     not_negative("hello.max_concurrent_calls", hello.max_concurrent_calls)

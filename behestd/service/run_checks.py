@@ -45,6 +45,11 @@ def check_creation(request: Creation, spec: RunSpec) -> None:
     if not isinstance(request, pb.ForkRunRequest):
         required_message(request, "spec")
     request_id("request_id", request.request_id)
+    check_spec(spec)
+
+
+def check_spec(spec: RunSpec) -> None:
+    """Check what a run is to be, but for its input."""
     for field in ("session_id", "run_id", "agent_id"):
         if getattr(spec, field):
             identifier(f"spec.{field}", getattr(spec, field))
@@ -58,7 +63,8 @@ def check_creation(request: Creation, spec: RunSpec) -> None:
     if spec.HasField("timeout") and duration("spec.timeout", spec.timeout) <= 0:
         raise InvalidRequest("spec.timeout", "must be longer than 0 s")
     _check_answer(spec)
-    _check_budgets(spec.budgets)
+    if spec.HasField("budgets"):
+        _check_budgets(spec.budgets)
 
 
 def check_parts(field: str, parts: Sequence[Part]) -> None:
@@ -84,9 +90,12 @@ def _check_answer(spec: RunSpec) -> None:
         json_object("spec.provider_options_json", spec.provider_options_json, MAX_SCHEMA_BYTES)
     if spec.output_schema_json:
         json_object("spec.output_schema_json", spec.output_schema_json, MAX_SCHEMA_BYTES)
-    check_sampling("spec.sampling", spec.sampling)
-    check_tool_choice("spec.tool_choice", spec.tool_choice)
-    check_response_format("spec.response_format", spec.response_format)
+    if spec.HasField("sampling"):
+        check_sampling("spec.sampling", spec.sampling)
+    if spec.HasField("tool_choice"):
+        check_tool_choice("spec.tool_choice", spec.tool_choice)
+    if spec.HasField("response_format"):
+        check_response_format("spec.response_format", spec.response_format)
 
 
 def _check_budgets(budgets: Budgets) -> None:

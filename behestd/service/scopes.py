@@ -144,6 +144,14 @@ RULES: Mapping[str, Rule] = {
     ),
     **_rows("behest.v1.EmbeddingService", {"Embed": ("models:use", Load.CONTINUE)}),
     **_rows(
+        "behest.v1.ContextService",
+        {
+            "BuildContext": ("runs:create", Load.CONTINUE),
+            "ListContextSources": (ANY_CALLER, Load.LIST),
+            "ProvideContext": ("runs:create", Load.CONTINUE),
+        },
+    ),
+    **_rows(
         "behest.v1.ModelService",
         {
             "ListProviders": (ANY_CALLER, Load.LIST),

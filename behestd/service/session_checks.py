@@ -20,7 +20,7 @@ from behestd.service.validate import (
     required,
 )
 
-CHANGEABLE = ("title", "agent_id", "labels", "metadata_json", "is_archived", "tools")
+CHANGEABLE = ("title", "agent_id", "labels", "metadata_json", "is_archived", "tools", "budget")
 MAX_VALUE_BYTES = 256 * 1024
 _MAX_TITLE_BYTES = 1024
 _MAX_TOOLS = 256
@@ -63,6 +63,9 @@ def check_session(session: Session, fields: Sequence[str] = CHANGEABLE) -> None:
         for index, pattern in enumerate(session.tools):
             required(f"session.tools[{index}]", pattern)
             max_bytes(f"session.tools[{index}]", pattern, _MAX_TOOL_BYTES)
+    if any(path.split(".")[0] == "budget" for path in fields):
+        for limit, value in session.budget.ListFields():
+            not_negative(f"session.budget.{limit.name}", value)
     if "metadata_json" in fields and session.metadata_json:
         json_object("session.metadata_json", session.metadata_json, _MAX_METADATA_BYTES)
 

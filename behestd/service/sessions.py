@@ -86,6 +86,7 @@ class Sessions:
             labels=asked.labels,
             metadata_json=asked.metadata_json,
             tools=asked.tools,
+            budget=asked.budget if asked.HasField("budget") else None,
         )
         claim = records.claim_of(call.namespace, request.request_id, digest, session.id)
         made, replayed = await self._create(call.namespace, session, claim)
@@ -97,6 +98,12 @@ class Sessions:
         session = await self._session(call.namespace, request.session_id)
         session.active_run_id = self._supervisor.holder(call.namespace, session.id)
         session.queued_run_ids.extend(self._supervisor.queued(call.namespace, session.id))
+        circuit = self._house.circuits.shown(call.namespace, session.id)
+        if circuit is not None:
+            session.compaction_circuit.CopyFrom(circuit)
+        account = await self._house.ledger.session(self._log.store, call.namespace, session)
+        if account is not None:
+            session.budget_use.CopyFrom(account.shown())
         return pb.GetSessionResponse(session=session)
 
     async def list_sessions(self, request: pb.ListSessionsRequest, call: Call) -> pb.ListSessionsResponse:
@@ -133,6 +140,9 @@ class Sessions:
             put = self._put(call.namespace, session, record.version, record.parent)
             outcome = await records.commit(self._log, Change(puts=(put,)))
             if isinstance(outcome, Committed):
+                if any(path.split(".")[0] == "budget" for path in paths):
+                    runs = self._supervisor.runs()
+                    await self._house.ledger.change(self._log.store, call.namespace, session, runs)
                 return pb.UpdateSessionResponse(session=_shown(put.record, outcome.versions[0]))
             # Somebody else was faster: look again, and decide on what is there now.
 
@@ -148,6 +158,9 @@ class Sessions:
             await self._check_free(call.namespace, session_id)
         for session_id in deleted:
             outcome = await self._artifacts.delete_session(call.namespace, session_id)
+            self._house.circuits.forget(call.namespace, session_id)
+            if isinstance(outcome, Committed):
+                self._house.ledger.forget(call.namespace, session_id)
             if isinstance(outcome, Full):
                 raise StorageFull
             if isinstance(outcome, Lost):
@@ -187,6 +200,7 @@ class Sessions:
             labels=source.labels,
             metadata_json=source.metadata_json,
             tools=source.tools,
+            budget=source.budget if source.HasField("budget") else None,
             forked_from_session_id=source.id,
         )
         entries = await self._copies(call.namespace, source.id, request.upto_message_id, session.id)
@@ -210,7 +224,8 @@ class Sessions:
             if index == page.size or (index and size_bytes > records.PAGE_BYTES):
                 response.next_page_token = page.token(found[index - 1].position)
                 break
-            response.messages.add().ParseFromString(entry.body)
+            if request.include_summaries or not views.is_summary(entry):
+                response.messages.add().ParseFromString(entry.body)
         return response
 
     # --- records ---
@@ -275,6 +290,7 @@ class Sessions:
             if last is None or last.session_id != source_id:
                 raise checks.MessageNotFound(upto)
         copies: list[Entry] = []
+        names: dict[str, str] = {}
         after = size_bytes = 0
         while True:
             found = await store.entries(namespace, views.MESSAGE, session_id=source_id, after=after, limit=_READ)
@@ -284,18 +300,25 @@ class Sessions:
                 size_bytes += len(entry.body)
                 if size_bytes > _FORK_BYTES:
                     raise TooLarge("source_session_id", size_bytes, _FORK_BYTES)
-                copies.append(self._copy(entry, session_id, len(copies)))
+                copy = self._copy(entry, session_id, (len(copies), names))
+                names[entry.id] = copy.id
+                copies.append(copy)
             if len(found) < _READ:
                 return tuple(copies)
             after = found[-1].position
 
-    def _copy(self, entry: Entry, session_id: str, index: int) -> Entry:
+    def _copy(self, entry: Entry, session_id: str, place: tuple[int, Mapping[str, str]]) -> Entry:
+        """Copy a message to a place in a session. What it names of the copies before it has new ids, given by old."""
+        index, names = place
         message = Message.FromString(entry.body)
         message.id = self._house.ids.make("msg")
         # No run of this session said it.
         message.ClearField("run_id")
-        place = views.position(0, index)
-        return Entry(views.MESSAGE, message.id, session_id, "", place, message.SerializeToString())
+        position = views.position(0, index)
+        if views.is_summary(entry):
+            position = views.summary_position(0, index)
+            message.summary_upto_message_id = names[message.summary_upto_message_id]
+        return Entry(views.MESSAGE, message.id, session_id, "", position, message.SerializeToString())
 
 
 def _shown(record: Record, version: int = 0) -> Session:

@@ -167,8 +167,8 @@ def _told(status: Status) -> pb.GetCallStatusResponse:
             return pb.GetCallStatusResponse(state=pb.CALL_STATE_RUNNING)
         case NeverSeen():
             return pb.GetCallStatusResponse(state=pb.CALL_STATE_NEVER_SEEN)
-        case Done(answer):
-            result = cut(answer.result("", ""))
+        case Done(answer, call_id, name):
+            result = cut(answer.result(call_id, name))
             return pb.GetCallStatusResponse(state=pb.CALL_STATE_DONE, result=result)
         case _:
             return pb.GetCallStatusResponse()

@@ -8,7 +8,6 @@ otherwise. A watcher holds two positions and no queue.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from weakref import WeakSet
 
 from behestd.errors import Draining
 from behestd.log import frames
@@ -32,13 +31,14 @@ class Watches:
     store: Store
     heartbeat_seconds: float = 15.0
     is_draining: bool = False
-    tails: WeakSet[Tail] = field(default_factory=WeakSet)
+    cursors: set[_Cursor] = field(default_factory=set)
+    """Of those who watch."""
 
     def drain(self) -> None:
         """End every watch, each with its resume point."""
         self.is_draining = True
-        for tail in list(self.tails):
-            tail.pulse()
+        for cursor in self.cursors:
+            cursor.tail.pulse()
 
 
 class _Cursor:
@@ -56,9 +56,10 @@ class _Cursor:
         """Make the next frame and move past it; empty when nothing is new."""
         self._skip()
         stretch = self.place.stretch if self.place is not None else None
-        page = Page(b"", self.after)
         if stretch is None or self.after + 1 != stretch.closed_at or self._is_spent():
             page = self.tail.read(self.after) or await self.tail.read_from(self.store, self.after, _FRAME_BYTES)
+        else:
+            page = Page(b"", self.after)
         if stretch is not None and self._holds_back(stretch, page):
             page = _cut(page, self.after, stretch.closed_at - 1)
         self.after = page.last_sequence
@@ -113,9 +114,16 @@ async def watch(call: Call, watches: Watches, tail: Tail, after: int, driver: Dr
     Raises WatchAhead, WatchCompacted, WatchStalled, Draining.
     """
     tail.check(after)
-    watches.tails.add(tail)
     cursor = _Cursor(tail, watches.store, after, driver)
-    has_sent = False
+    watches.cursors.add(cursor)
+    try:
+        await _follow(call, watches, cursor)
+    finally:
+        watches.cursors.discard(cursor)
+
+
+async def _follow(call: Call, watches: Watches, cursor: _Cursor) -> None:
+    tail, has_sent = cursor.tail, False
     while True:
         frame = await cursor.next()
         if frame:

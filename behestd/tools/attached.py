@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
+from functools import partial
 
 from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.registry_service_pb2 import (
-    AttachArguments,
     AttachCall,
     AttachCancel,
     AttachHello,
@@ -25,35 +24,21 @@ from behest.v1.registry_service_pb2 import (
 from behest.v1.tool_pb2 import Executed, Tool
 from behest.v1.tool_service_pb2 import CallToolRequest, GetCallStatusRequest, GetCallStatusResponse
 from behestd.tools import remote_errors
-from behestd.tools.attached_call import AttachedCall
-from behestd.tools.remote_channel import PROGRESS_LIMIT_BYTES, RESULT_LIMIT_BYTES
+from behestd.tools.attached_call import AttachedCall, Terms, frames_of
 from behestd.tools.remote_tool import Counters, RemoteTool
 from behestd.tools.schema import Validators
 from behestd.tools.tool import Timeouts, ToolFailure
-
-ARGUMENTS_BYTES = 256 * 1024
-"""Arguments over this go in several frames to a server that takes them so."""
-_CHUNK_BYTES = 256 * 1024
-_FRAME_MARGIN_BYTES = 16 * 1024
-"""What a call needs in its frame beside the arguments."""
+from behestd.wire.attached import FRAME_MARGIN_BYTES, CallTooLarge, Sink, Withdraw
+from behestd.wire.remote_channel import PROGRESS_LIMIT_BYTES, RESULT_LIMIT_BYTES, NotReached
 
 Send = Callable[[AttachServerResponse], None]
 """Puts a frame on its way to the server."""
 
 
-@dataclass(frozen=True, slots=True)
-class Terms:
-    """What daemon and server have agreed on: how many calls at once, how large a frame, whether arguments come cut."""
-
-    max_calls: int
-    max_frame_bytes: int
-    takes_chunks: bool = False
-
-
 class Line:
     """One live stream to a server. `lease_id` names the process at its other end, `held` the keys that it reported."""
 
-    __slots__ = ("asks", "calls", "held", "is_draining", "last_number", "lease_id", "name", "send", "terms")
+    __slots__ = ("asks", "calls", "held", "is_draining", "last_number", "lease_id", "name", "send", "sinks", "terms")
 
     def __init__(self, send: Send, terms: Terms, hello: AttachHello, lease_id: str, stream_id: str) -> None:
         """`stream_id` is of this stream alone."""
@@ -66,9 +51,16 @@ class Line:
         self.last_number = 0
         self.calls: dict[int, AttachedCall] = {}
         """Calls of tools that have not ended, those that nobody reads included: the server still works on them."""
+        self.sinks: dict[int, Sink] = {}
+        """Calls of all else that have not ended, those that nobody reads included."""
         self.asks: dict[int, asyncio.Future[GetCallStatusResponse]] = {}
         self.is_draining = False
         """Whether no call may be sent any more: one of both sides is stopping."""
+
+    @property
+    def load(self) -> int:
+        """How many calls have not ended."""
+        return len(self.calls) + len(self.sinks)
 
     def number(self) -> int:
         """Make the next number of a call."""
@@ -126,6 +118,9 @@ class AttachedServer:
             if not ask.done():
                 ask.set_exception(remote_errors.ambiguous("TOOL_UNAVAILABLE", "the stream of the server broke"))
         line.asks.clear()
+        for sink in line.sinks.values():
+            sink.broke()
+        line.sinks.clear()
         self._away.extend(call for call in line.calls.values() if call.go_away())
         line.calls.clear()
 
@@ -150,8 +145,14 @@ class AttachedServer:
     def receive(self, line: Line, reply: AttachReply) -> None:
         """Take a part of the answer to a call. What belongs to no call is counted and dropped."""
         kind = reply.WhichOneof("response")
-        call = line.calls.get(reply.call_number)
-        if call is None:
+        call, sink = line.calls.get(reply.call_number), line.sinks.get(reply.call_number)
+        if sink is not None and kind == "end":
+            del line.sinks[reply.call_number]
+            sink.finish(reply.end)
+            self._wake()
+        elif sink is not None:
+            sink.push(reply)
+        elif call is None:
             self._receive_status(line, reply, kind)
         elif kind == "call_tool":
             self.strays += call.is_abandoned and reply.call_tool.HasField("result")
@@ -185,7 +186,7 @@ class AttachedServer:
     @property
     def is_full(self) -> bool:
         """Whether it has as many calls as it takes."""
-        return self._line is not None and len(self._line.calls) >= self._line.terms.max_calls
+        return self._line is not None and self._line.load >= self._line.terms.max_calls
 
     @property
     def _has_room(self) -> bool:
@@ -206,12 +207,10 @@ class AttachedServer:
             return
         connect_seconds = min(limits.connect_seconds, limits.start_to_close_seconds)
         try:
-            async with asyncio.timeout(connect_seconds):
-                while not self.is_open:
-                    await self._wait()
-            async with asyncio.timeout(limits.start_to_close_seconds):
-                while not self._has_room:
-                    await self._wait()
+            async with asyncio.timeout(connect_seconds + limits.start_to_close_seconds):
+                await self._room(connect_seconds)
+        except NotReached as exc:
+            raise remote_errors.not_sent("TOOL_UNAVAILABLE", str(exc)) from exc
         except TimeoutError as exc:
             text = "the server has as many calls as it takes" if self.is_open else "the server is not attached"
             raise remote_errors.not_sent("TOOL_UNAVAILABLE", text) from exc
@@ -276,7 +275,39 @@ class AttachedServer:
             return False
         return True
 
+    async def open(self, call: AttachCall, sink: Sink, connect_seconds: float) -> Withdraw:
+        """Send a call that is not of a tool. See `wire.attached.Carrier`."""
+        if self._is_gone and self._line is None:
+            raise NotReached("the server did not come back")
+        await self._room(connect_seconds)
+        line = self._line
+        if line is None or line.is_draining:
+            raise NotReached("the server is not attached")
+        call.call_number = line.number()
+        limit_bytes = line.terms.max_frame_bytes - FRAME_MARGIN_BYTES
+        if (size_bytes := call.ByteSize()) > limit_bytes:
+            self._wake()
+            raise CallTooLarge(size_bytes, limit_bytes)
+        line.sinks[call.call_number] = sink
+        line.send(AttachServerResponse(call=call))
+        return partial(self._withdraw, line, call.call_number)
+
     # --- within ---
+
+    def _withdraw(self, line: Line, number: int) -> None:
+        if number in line.sinks:
+            line.send(AttachServerResponse(cancel=AttachCancel(call_number=number)))
+
+    async def _room(self, connect_seconds: float) -> None:
+        """Wait so long until the server is there, then until it takes one more call. Raises NotReached."""
+        try:
+            async with asyncio.timeout(connect_seconds):
+                while not self.is_open:
+                    await self._wait()
+        except TimeoutError as exc:
+            raise NotReached("the server is not attached") from exc
+        while not self._has_room:
+            await self._wait()
 
     def _made(self, request: CallToolRequest, traceparent: str, line_name: str) -> AttachedCall:
         return AttachedCall(
@@ -310,7 +341,7 @@ class AttachedServer:
     def _send(self, call: AttachedCall, line: Line) -> None:
         """Put a call on a stream. Raises ToolFailure, NOT_SENT, when it does not fit."""
         number = line.number()
-        frames = list(_frames_of(call, number, line.terms))
+        frames = list(frames_of(call, number, line.terms))
         line.calls[number] = call
         call.line_name = line.name
         call.join(number)
@@ -321,7 +352,7 @@ class AttachedServer:
 
     async def quiet(self) -> None:
         """Wait until no call is left, those included that wait for the server to come back."""
-        while self._away or (self._line is not None and self._line.calls):
+        while self._away or (self._line is not None and self._line.load):
             self._changed.clear()
             await self._changed.wait()
 
@@ -342,35 +373,9 @@ class AttachedServer:
     def _wake(self) -> None:
         self._changed.set()
         line = self._line
-        room = line.terms.max_calls - len(line.calls) if line is not None and not line.is_draining else 0
+        room = line.terms.max_calls - line.load if line is not None and not line.is_draining else 0
         while room > 0 and self._waiting:
             future = self._waiting.popleft()
             if not future.done():
                 future.set_result(None)
                 room -= 1
-
-
-def _frames_of(call: AttachedCall, number: int, terms: Terms) -> Iterator[AttachServerResponse]:
-    """The frames that make a call. Raises ToolFailure for arguments that do not fit."""
-    request = call.request
-    made = AttachCall(call_number=number, traceparent=call.traceparent)
-    if request.HasField("deadline"):
-        made.deadline.CopyFrom(request.deadline)
-    made.call_tool.CopyFrom(request)
-    is_large = len(request.arguments_json) * 4 > ARGUMENTS_BYTES
-    arguments = request.arguments_json.encode() if is_large else b""
-    if len(arguments) > ARGUMENTS_BYTES and terms.takes_chunks:
-        made.call_tool.arguments_json = ""
-        made.more = True
-        yield AttachServerResponse(call=made)
-        for start in range(0, len(arguments), _CHUNK_BYTES):
-            end = start + _CHUNK_BYTES
-            part = AttachArguments(call_number=number, chunk=arguments[start:end], more=end < len(arguments))
-            yield AttachServerResponse(arguments=part)
-        return
-    limit_bytes = terms.max_frame_bytes - _FRAME_MARGIN_BYTES
-    if len(arguments) > limit_bytes:
-        text = f"arguments of {len(arguments)} bytes exceed the limit of {limit_bytes} bytes of a frame"
-        limit, no = FailureClass.FAILURE_CLASS_LIMIT, Executed.EXECUTED_NO
-        raise ToolFailure(limit, no, "TOOL_ARGUMENTS_INVALID", text)
-    yield AttachServerResponse(call=made)

@@ -9,16 +9,33 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 
-from behest.v1.registry_service_pb2 import AttachEnd
+from behest.v1.model_event_pb2 import FailureClass
+from behest.v1.registry_service_pb2 import AttachArguments, AttachCall, AttachEnd, AttachServerResponse
+from behest.v1.tool_pb2 import Executed
 from behest.v1.tool_service_pb2 import CallToolRequest, CallToolResponse
 from behestd.tools import remote_errors
 from behestd.tools.remote_tool import Frame
 from behestd.tools.tool import ToolFailure
+from behestd.wire.attached import FRAME_MARGIN_BYTES
 
+ARGUMENTS_BYTES = 256 * 1024
+"""Arguments over this go in several frames to a server that takes them so."""
+_CHUNK_BYTES = 256 * 1024
 JOIN_SECONDS = 10.0
 """What a call that is joined has at least, so that a result which is there can be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What daemon and server have agreed on: how many calls at once, how large a frame, whether arguments come cut."""
+
+    max_calls: int
+    max_frame_bytes: int
+    takes_chunks: bool = False
 
 
 class AttachedCall:
@@ -183,3 +200,29 @@ class AttachedCall:
     def _wake_up(self) -> None:
         if self._wake is not None and not self._wake.done():
             self._wake.set_result(None)
+
+
+def frames_of(call: AttachedCall, number: int, terms: Terms) -> Iterator[AttachServerResponse]:
+    """The frames that make a call. Raises ToolFailure for arguments that do not fit."""
+    request = call.request
+    made = AttachCall(call_number=number, traceparent=call.traceparent)
+    if request.HasField("deadline"):
+        made.deadline.CopyFrom(request.deadline)
+    made.call_tool.CopyFrom(request)
+    is_large = len(request.arguments_json) * 4 > ARGUMENTS_BYTES
+    arguments = request.arguments_json.encode() if is_large else b""
+    if len(arguments) > ARGUMENTS_BYTES and terms.takes_chunks:
+        made.call_tool.arguments_json = ""
+        made.more = True
+        yield AttachServerResponse(call=made)
+        for start in range(0, len(arguments), _CHUNK_BYTES):
+            end = start + _CHUNK_BYTES
+            part = AttachArguments(call_number=number, chunk=arguments[start:end], more=end < len(arguments))
+            yield AttachServerResponse(arguments=part)
+        return
+    limit_bytes = terms.max_frame_bytes - FRAME_MARGIN_BYTES
+    if len(arguments) > limit_bytes:
+        text = f"arguments of {len(arguments)} bytes exceed the limit of {limit_bytes} bytes of a frame"
+        limit, no = FailureClass.FAILURE_CLASS_LIMIT, Executed.EXECUTED_NO
+        raise ToolFailure(limit, no, "TOOL_ARGUMENTS_INVALID", text)
+    yield AttachServerResponse(call=made)

@@ -27,11 +27,12 @@ from behest.v1.tool_service_pb2 import (
     ListToolsResponse,
 )
 from behestd.tools import remote_errors
-from behestd.tools.endpoint import EndpointRefused
-from behestd.tools.remote_channel import Line, Link
 from behestd.tools.remote_tool import UNARY_SECONDS, Counters, Frame, RemoteTool, Statistics
 from behestd.tools.schema import Validators
 from behestd.tools.tool import Timeouts, ToolFailure
+from behestd.wire.endpoint import EndpointRefused
+from behestd.wire.remote_channel import Line, Link, NotReached
+from behestd.wire.remote_status import is_cancelled
 
 MAX_PAGES = 40
 _BACKSTOP_SECONDS = 2.0
@@ -60,11 +61,15 @@ class RemoteServer:
         self.keep = keep
         self.validators = validators
         self.counters = Counters()
-        self._line = Line(link)
+        self.line = Line(link)
+        """The connection, shared by all that the server offers."""
 
     async def list_tools(self, connect_seconds: float = UNARY_SECONDS) -> list[Tool]:
         """List what the server offers, at most 40 pages. Raises ToolFailure, and EndpointRefused for its addresses."""
-        await self._line.connect(connect_seconds)
+        try:
+            await self.line.connect(connect_seconds)
+        except NotReached as exc:
+            raise remote_errors.not_sent("TOOL_UNAVAILABLE", str(exc)) from exc
         tools: list[Tool] = []
         token = ""
         for _ in range(MAX_PAGES):
@@ -102,7 +107,7 @@ class RemoteServer:
         except grpc.aio.AioRpcError as exc:
             raise self.failure(exc) from exc
         except asyncio.CancelledError as exc:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             raise remote_errors.ambiguous("TOOL_UNAVAILABLE", "the connection to the server was closed") from exc
         except DecodeError as exc:
@@ -138,24 +143,30 @@ class RemoteServer:
 
     def metadata(self, own: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
         """Join what a call says with who we are. Raises ToolFailure, NOT_SENT, when the secret cannot be had."""
-        pairs = tuple((key, value) for key, value in own if value)
-        token = self._token()
-        return (*pairs, ("authorization", f"Bearer {token}")) if token else pairs
+        try:
+            return self.line.metadata(own)
+        except NotReached as exc:
+            raise remote_errors.not_sent("TOOL_UNAVAILABLE", str(exc)) from exc
 
     async def connect(self, limits: Timeouts) -> None:
         """Wait for a connection. Raises ToolFailure, NOT_SENT."""
         try:
-            await self._line.connect(min(limits.connect_seconds, limits.start_to_close_seconds))
+            await self.line.connect(min(limits.connect_seconds, limits.start_to_close_seconds))
         except EndpointRefused as exc:
             raise remote_errors.refused(exc.reason, exc.message) from exc
+        except NotReached as exc:
+            raise remote_errors.not_sent("TOOL_UNAVAILABLE", str(exc)) from exc
 
     async def lost(self) -> None:
         """Wait until the connection that stands is gone."""
-        await self._line.lost()
+        await self.line.lost()
 
     def failure(self, error: grpc.aio.AioRpcError) -> ToolFailure:
         """Make the failure that a status tells."""
-        return remote_errors.of_status(error, self._token())
+        try:
+            return remote_errors.of_status(error, self.line.token())
+        except NotReached as exc:
+            raise remote_errors.not_sent("TOOL_UNAVAILABLE", str(exc)) from exc
 
     @property
     def result_limit_bytes(self) -> int:
@@ -173,18 +184,13 @@ class RemoteServer:
 
     async def close(self, grace_seconds: float = 0.0) -> None:
         """Close the connection; calls that outlast the grace break."""
-        await self._line.close(grace_seconds)
+        await self.line.close(grace_seconds)
 
     def _channel(self) -> grpc.aio.Channel:
-        if self._line.channel is None:
-            raise remote_errors.not_sent("TOOL_UNAVAILABLE", "the server was never reached")
-        return self._line.channel
-
-    def _token(self) -> str:
         try:
-            return self.link.token()
-        except (LookupError, OSError, ValueError) as exc:
-            raise remote_errors.not_sent("TOOL_UNAVAILABLE", "the secret of the server cannot be read") from exc
+            return self.line.opened()
+        except NotReached as exc:
+            raise remote_errors.not_sent("TOOL_UNAVAILABLE", str(exc)) from exc
 
 
 class RemoteStream:
@@ -214,7 +220,7 @@ class RemoteStream:
         except grpc.aio.AioRpcError as exc:
             raise self._server.failure(exc) from exc
         except asyncio.CancelledError as exc:
-            if _is_cancelled():
+            if is_cancelled():
                 raise
             raise remote_errors.ambiguous("TOOL_UNAVAILABLE", "the connection to the server was closed") from exc
         if not isinstance(data, bytes):
@@ -256,12 +262,6 @@ class RemoteStream:
     def cancel(self) -> None:
         """Break the stream, if it has not ended."""
         self._call.cancel()
-
-
-def _is_cancelled() -> bool:
-    """Tell a real cancellation from a channel that was closed under a call, which the transport shows as one."""
-    task = asyncio.current_task()
-    return task is None or task.cancelling() > 0
 
 
 def _bytes_of(message: Message) -> bytes:

@@ -56,6 +56,13 @@ class Validators:
         except SchemaRefused as exc:
             raise _refused(tool.name, "output_schema_json", exc) from exc
 
+    def check_answer(self, field: str, schema_json: str) -> None:
+        """Refuse the schema of an answer that is not taken. Raises InvalidRequest, naming the field."""
+        try:
+            self._compile(schema_json)
+        except SchemaRefused as exc:
+            raise InvalidRequest(field, f"is not taken: {exc}") from exc
+
     def arguments(self, tool: Tool, arguments_json: str) -> str:
         """Check arguments, of which none are `{}`. "" when they are right, else a JSON document for the model.
 

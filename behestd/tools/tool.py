@@ -137,9 +137,11 @@ class Running:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """It was executed, well or badly."""
+    """It was executed, well or badly. Call and tool are as its caller named them; empty where that is not known."""
 
     answer: Answer
+    call_id: str = ""
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)

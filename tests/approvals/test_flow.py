@@ -25,6 +25,7 @@ from behestd.log import views
 from behestd.log.store import Change, Put, Record
 from behestd.runtime.approvals import Approvals, Query
 from behestd.runtime.clock import SystemClock
+from behestd.runtime.house import Limits
 from tests import daemons
 from tests.approvals.scenes import (
     ALL_STATES,
@@ -57,6 +58,28 @@ async def scene(request: pytest.FixtureRequest) -> AsyncIterator[Scene]:
     paid: Paid = []
     async with serve(request.param, tools=payments(paid), operator=CAREFUL) as served:
         yield served, paid
+
+
+async def test_a_principal_has_no_more_calls_waiting_than_the_limit_and_the_next_is_refused(  # C038
+    tmp_path: Path,
+) -> None:
+    paid: Paid = []
+    limits = Limits(pending_approvals=2)
+    async with serve("sqlite", tools=payments(paid), operator=CAREFUL, limits=limits) as served:
+        first, (asked,) = await asking(served.client, pay("ann", 1), session_id="")
+        await asking(served.client, pay("bob", 2), session_id="")
+        denied = await served.client.run(pay("eve", 3) + " /next /say too many")
+        (refusal,) = only(await events_of(denied), "tool_denied")
+        assert refusal.rule == "pending_approvals"
+        assert (await denied.result()).text == "too many"
+        assert len(await listed(served.client)) == 2
+
+        await served.client.approvals.approve(asked)
+        await first.result()
+        third, (again,) = await asking(served.client, pay("eve", 4), session_id="")
+        await served.client.approvals.approve(again)
+        await third.result()
+    assert paid == [("ann", 1), ("eve", 4)]
 
 
 async def test_a_call_that_asks_parks_its_run_and_an_approval_sends_it(scene: Scene) -> None:  # C038

@@ -47,10 +47,10 @@ class Peer:
         self.stream = RegistryServiceStub(channel).AttachServer()
         self.welcome = AttachWelcome()
 
-    async def hello(self, name: str = "till", tools: Iterable[Tool] = (), **fields: Any) -> AttachWelcome:
+    async def hello(self, name: str = "till", tools: Iterable[Tool] | None = None, **fields: Any) -> AttachWelcome:
         """Say hello, and read the welcome, which comes before everything else."""
         held = [AttachHeld(idempotency_key=key, is_done=done) for key, done in fields.pop("held", {}).items()]
-        hello = AttachHello(server_name=name, tools=tools or [tool()], held=held, **fields)
+        hello = AttachHello(server_name=name, tools=[tool()] if tools is None else tools, held=held, **fields)
         await self.write(AttachServerRequest(hello=hello))
         frame = await self.next()
         assert frame.WhichOneof("frame") == "welcome", frame

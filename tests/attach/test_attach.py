@@ -158,7 +158,7 @@ async def test_policies_of_a_registration_count_as_far_as_the_server_keeps_its_k
         ({"max_concurrent_calls": -1}, "REQUEST_INVALID"),
         ({"lease_id": "x" * 129}, "REQUEST_TOO_LARGE"),
         ({"held": {"x" * 129: False}}, "REQUEST_TOO_LARGE"),
-        ({"models": [{"id": "m"}]}, "REQUEST_UNSUPPORTED"),
+        ({"models": [{"id": "has space", "capabilities": {"chat": True}}]}, "REQUEST_INVALID"),
     ],
 )
 async def test_a_hello_that_makes_no_sense_is_refused_and_registers_nothing(

@@ -10,7 +10,8 @@ import pytest
 from behest.v1.registry_service_pb2 import AttachEnd, AttachHello, AttachReply, AttachServerResponse
 from behest.v1.tool_pb2 import Executed
 from behest.v1.tool_service_pb2 import CallToolRequest, CallToolResponse, GetCallStatusRequest
-from behestd.tools.attached import AttachedServer, Line, Terms
+from behestd.tools.attached import AttachedServer, Line
+from behestd.tools.attached_call import Terms
 from behestd.tools.schema import Validators
 from behestd.tools.tool import ToolFailure
 from tests.attach.peer import WAIT_SECONDS, result

@@ -23,6 +23,7 @@ from google.rpc.status_pb2 import Status
 
 from behest.conformance.schemas import load
 from behest.v1.message_pb2 import ToolResult
+from behest.v1.tool_pb2 import SideEffect
 from behest.v1.tool_service_pb2 import (
     CallState,
     CallToolRequest,
@@ -41,6 +42,7 @@ from tests.conformance.broken_tools import Misfit
 
 LIMIT_BYTES = 4 * 1024 * 1024
 STATUS_BYTES = 64 * 1024
+REPEATABLE = {SideEffect.SIDE_EFFECT_PURE, SideEffect.SIDE_EFFECT_IDEMPOTENT}
 REFUSALS = {
     "TOOL_NOT_FOUND": grpc.StatusCode.NOT_FOUND,
     "TOOL_ARGUMENTS_INVALID": grpc.StatusCode.INVALID_ARGUMENT,
@@ -64,6 +66,7 @@ class Call:
         self.frames: list[CallToolResponse | bytes] = []
         self.task: asyncio.Task[None] | None = None
         self.has_ended = False
+        self.is_cut = False
         self.changed = asyncio.Event()
 
     @property
@@ -208,6 +211,8 @@ class Broken:
         return epoch <= grave[0] if self.has("tombstone-of-epoch") else (epoch, attempt) <= grave
 
     def _is_forgotten(self, call: Call) -> bool:
+        if call.is_cut and call.request.side_effect in REPEATABLE and not self.has("cancelled-remembered"):
+            return True
         return self.has("forgets") or (self.has("joins-nobody") and not call.has_ended)
 
     async def _check_same(self, known: Call, request: CallToolRequest, context: Any) -> None:
@@ -247,6 +252,7 @@ class Broken:
             else:
                 await self._work.make(call.request, schema, call.add)
         except asyncio.CancelledError:
+            call.is_cut = True
             call.add(CallToolResponse(result=broken_tools.failed(call.request, "it was cancelled")))
             raise
         finally:

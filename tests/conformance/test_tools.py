@@ -123,6 +123,7 @@ FAULTS = {
     "cancel-always-acknowledged": "cancel.repeats",
     "cancel-any-epoch": "cancel.epoch",
     "cancel-all": "cancel.one",
+    "cancelled-remembered": "cancel.again",
 }
 
 

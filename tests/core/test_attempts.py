@@ -11,7 +11,7 @@ from behest.v1.run_state_pb2 import WaitReason
 from behestd.core.route import GiveUp, Health, RoutePolicy, Try, WaitUntil, next_attempt, retry_due_ns
 from behestd.core.signals import ModelBroke, ModelEnded
 from behestd.core.state import Failure
-from behestd.core.times import SECOND, nanoseconds
+from behestd.core.times import SECOND, duration, nanoseconds
 from behestd.core.wanted import alarm_ns
 from tests.core.stage import (
     AMBIGUOUS,
@@ -26,6 +26,7 @@ from tests.core.stage import (
     answer,
     definition,
     kinds,
+    tool,
 )
 
 LIMIT = FailureClass.FAILURE_CLASS_LIMIT
@@ -191,11 +192,43 @@ def test_a_model_whose_breaker_is_open_is_passed_over() -> None:  # C020
 
 
 def test_a_run_waits_when_every_breaker_is_open() -> None:  # C020
-    stage = routed(health=open_until(5, "m/a", "m/b"))
+    stage = routed(health=open_until(4, "m/a", "m/b"))
     assert stage.state == "WAITING"
-    assert nanoseconds(stage.last("run_waiting").until) == T0 + 5 * SECOND
+    # Half of the spread, by a chance of one half: those who wait do not come back together.
+    assert nanoseconds(stage.last("run_waiting").until) == T0 + 6 * SECOND
     stage.wait_for_alarm()
     assert endpoint(stage) == "m/a"
+
+
+def test_a_run_waits_for_models_that_are_left_alone_for_a_day_and_no_longer() -> None:  # C020
+    stage = routed("m/a")
+    waits = 0
+    while stage.state != "FAILED":
+        stage.givens["health"] = Health({"m/a": stage.now_ns + 3600 * SECOND})
+        if stage.state == "RUNNING":
+            stage.model_breaks(TRANSIENT)
+        stage.givens["health"] = Health({"m/a": stage.now_ns + 7200 * SECOND})
+        stage.wait_for_alarm()
+        waits += 1
+    assert stage.reason == "PROVIDER_UNAVAILABLE"
+    assert 86_400 <= (stage.now_ns - T0) // SECOND <= 86_400 + 7230
+    assert waits <= 25
+
+
+def test_an_answer_ends_the_count_of_a_day_of_waiting() -> None:
+    stage = Stage(
+        definition(tool(), models=["m/a"]), given={"health": open_until(80_000, "m/a")}, timeout=duration(10**6)
+    )
+    stage.wait_for_alarm()
+    stage.givens["health"] = Health()
+    stage.model("", ("look", "{}"))
+    assert stage.run.life.backoff_since_ns == 0
+    stage.givens["health"] = Health({"m/a": stage.now_ns + 80_000 * SECOND})
+    stage.tool()
+    assert stage.state == "WAITING"
+    stage.wait_for_alarm()
+    stage.model("done")
+    assert stage.state == "COMPLETED"
 
 
 def test_a_time_that_no_failure_names_is_kept_by_a_wait() -> None:

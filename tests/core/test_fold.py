@@ -52,6 +52,7 @@ EXPECTED: dict[str, dict[str, str]] = {
     "model_completed": stay("RUNNING"),
     "model_failed": stay("RUNNING"),
     "model_superseded": stay("RUNNING", "WAITING", "CANCELLING"),
+    "answer_rejected": stay("RUNNING"),
     "tool_started": stay("RUNNING"),
     "tool_completed": stay("RUNNING", "CANCELLING"),
     "tool_failed": stay("RUNNING", "WAITING", "CANCELLING"),
@@ -63,6 +64,8 @@ EXPECTED: dict[str, dict[str, str]] = {
     "context_built": stay("RUNNING"),
     "context_compacted": stay("RUNNING"),
     "compaction_circuit_opened": stay("RUNNING"),
+    "context_compaction_requested": stay("RUNNING"),
+    "context_compaction_failed": stay("RUNNING", "WAITING", "CANCELLING"),
 }
 
 

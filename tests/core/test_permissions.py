@@ -12,6 +12,7 @@ from behest.v1.definition_pb2 import PermissionRule
 from behest.v1.run_state_pb2 import WaitReason
 from behest.v1.tool_pb2 import ToolErrorPolicy
 from behestd.core.calls import args_hash
+from behestd.core.children import NoKin
 from behestd.core.permission import permit
 from behestd.core.signals import Decision
 from behestd.core.state import Phase
@@ -44,6 +45,31 @@ def rule(action: Any, name: str = "*", **arguments: str) -> PermissionRule:
 
 
 # --- rules ---
+
+
+class Desk(NoKin):
+    """Other runs whose calls wait, by (namespace, principal)."""
+
+    def __init__(self, most: int, waiting: dict[tuple[str, str], int]) -> None:
+        self.most_asked = most
+        self._waiting = waiting
+
+    def asked(self, namespace: str, principal: str, besides: str) -> int:
+        """How many of a principal's calls wait."""
+        assert besides == "run_1"
+        return self._waiting.get((namespace, principal), 0)
+
+
+@pytest.mark.parametrize(("others", "asks"), [(0, 2), (1, 2), (2, 1), (3, 0), (9, 0)])
+def test_calls_ask_while_there_is_room_for_their_principal_and_are_refused_beyond(others: int, asks: int) -> None:
+    pinned = definition(tool("act", NON_IDEMPOTENT), default_permission=ASK)
+    desk = Desk(3, {("default", "ann"): others, ("default", "bob"): 9})
+    stage = Stage(pinned, given={"kin": desk}, principal="ann")
+    stage.model("", ("act", "{}"), ("act", '{"n":1}'))
+    assert stage.kinds.count("approval_requested") == asks
+    denied = [event.tool_denied.rule for event, _ in stage.log if event.HasField("tool_denied")]
+    assert denied == ["pending_approvals"] * (2 - asks)
+    assert stage.state == ("WAITING" if asks else "RUNNING")
 
 
 @pytest.mark.parametrize("default", [ALLOW, ASK, DENY, 0])

@@ -46,7 +46,7 @@ from behestd.core.state import Phase
 from behestd.core.times import SECOND
 from behestd.core.wanted import alarm_ns, wanted
 from tests.core.stage import GRACE_NS, NO, QUOTA, UNKNOWN, YES, answer, result, said
-from tests.core.world import TOOLS, Flight, Replica, World, executed_values
+from tests.core.world import TOOLS, UNFIT, Flight, Replica, World, executed_values
 
 INDEX = st.integers(0, 7)
 STALE = st.sampled_from([False, False, False, True])
@@ -66,6 +66,8 @@ PLAYABLE = frozenset(KIND.values()) - {
     "model_bound",
     "context_compacted",
     "compaction_circuit_opened",
+    "context_compaction_requested",
+    "context_compaction_failed",
 } | {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT", "TOOL_OUTCOME_UNKNOWN", "RUN_DEADLINE_EXCEEDED"}
 """What a simulation must have played ten times to count."""
 
@@ -144,12 +146,13 @@ class Runs(RuleBasedStateMachine):
             self.world.tell(found[0], ModelEnded(effect.step, effect.attempt, end))
 
     @precondition(lambda self: self.has(CallModel))
-    @rule(stale=STALE, cut=st.sampled_from([True, True, False]))
-    def model_speaks(self, stale: bool, cut: bool) -> None:
+    @rule(stale=STALE, said=st.sampled_from(["cut", "cut", "whole", UNFIT, UNFIT, UNFIT]))
+    def model_speaks(self, stale: bool, said: str) -> None:
         found = self.flight(stale, 0, CallModel)
         if found is not None:
             effect: Any = found[1].effect
-            end = answer("text", finish=FinishReason.FINISH_REASON_LENGTH if cut else FinishReason.FINISH_REASON_STOP)
+            is_cut = said == "cut"
+            end = answer(said, finish=FinishReason.FINISH_REASON_LENGTH if is_cut else FinishReason.FINISH_REASON_STOP)
             self.world.tell(found[0], ModelEnded(effect.step, effect.attempt, end))
 
     @precondition(lambda self: self.has(CallModel))

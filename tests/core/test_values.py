@@ -6,7 +6,6 @@ import pytest
 
 from behest.v1.agent_pb2 import Agent
 from behest.v1.chat_pb2 import ResponseFormat, ResponseFormatKind, Sampling, ToolChoice, ToolChoiceMode
-from behest.v1.chat_service_pb2 import Chat
 from behest.v1.definition_pb2 import Budgets, DoomLoop, Limits, PermissionRule, RunDefinition
 from behest.v1.message_pb2 import Message, Part, Role, TextPart, ToolCall, ToolResult
 from behest.v1.model_pb2 import Price
@@ -18,7 +17,7 @@ from behestd.core.definition import Operator, Resolved, define, name
 from behestd.core.doom_loop import find_cycle, fingerprint
 from behestd.core.limits import DEFAULTS, bound, in_force
 from behestd.core.report import report, report_whole
-from behestd.core.spend import estimate, estimate_chat, estimate_text, priced, settle, total
+from behestd.core.spend import priced, settle, total
 from behestd.core.state import Spend
 from behestd.core.times import SECOND, duration, duration_ns, nanoseconds, timestamp
 from behestd.core.wanted import alarm_ns, wanted
@@ -78,18 +77,6 @@ def test_the_total_has_a_cost_only_when_every_attempt_has_one() -> None:  # C116
     assert (both.attempts, both.input_tokens, both.unpriced_attempts) == (2, 3, 1)
     assert not total(Spend()).HasField("cost_micro_usd")
     assert settle(known, Usage(input_tokens=99)) == known
-
-
-def test_tokens_are_estimated_by_bytes() -> None:
-    assert estimate_text("") == 0
-    assert estimate_text("é" * 4) == 2
-    assert estimate_text("abcde") == 2
-    message = said("x" * 100)
-    assert estimate(message) == -(-message.ByteSize() // 4)
-    assert estimate_chat(Chat(messages=[message])) >= estimate(message)
-
-
-# --- limits ---
 
 
 def test_limits_of_an_agent_stand_over_the_defaults() -> None:

@@ -11,9 +11,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
+from behest.v1.chat_pb2 import ResponseFormat, ResponseFormatKind
 from behest.v1.definition_pb2 import Limits, PermissionRule, RunDefinition
 from behest.v1.run_event_pb2 import ClaimReason
-from behest.v1.tool_pb2 import Executed, SideEffect, ToolErrorPolicy, ToolUnknownPolicy
+from behest.v1.tool_pb2 import Executed, SideEffect, Tool, ToolErrorPolicy, ToolUnknownPolicy
 from behestd.core.decide import decide
 from behestd.core.route import Health
 from behestd.core.run import fold
@@ -70,6 +71,7 @@ def pinned() -> RunDefinition:
         tool("alone", IDEMPOTENT, exclusive=True),
         tool("strict", PURE, on_error=ToolErrorPolicy.TOOL_ERROR_POLICY_FAIL_RUN),
         models=["m/a", "m/b"],
+        response_format=ResponseFormat(kind=ResponseFormatKind.RESPONSE_FORMAT_KIND_JSON_OBJECT),
         operator_permissions=[PermissionRule(tool="asked", action=ASK)],
         limits=Limits(max_steps=8, max_parallel_tool_calls=3, max_length_recoveries=2),
     )
@@ -93,11 +95,19 @@ class Replica:
     flights: list[Flight] = field(default_factory=list)
 
 
+UNFIT = "unfit"
+"""An answer that has not the form that was asked for."""
+
+
+def _validate(tool: Tool, text: str) -> str:
+    return "not what was asked for" if text == UNFIT else ""
+
+
 class World(Stage):
     """The stage with replicas and an outside."""
 
-    def __init__(self) -> None:
-        super().__init__(pinned(), begun=False)
+    def __init__(self, definition: RunDefinition | None = None) -> None:
+        super().__init__(definition or pinned(), begun=False, given={"validate": _validate})
         self.replicas = [Replica("one"), Replica("two")]
         self.owner: Replica | None = None
         self.executions: Counter[str] = Counter()

@@ -17,17 +17,28 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message as AnyMessage
 
 from behest.v1.approval_event_pb2 import ApprovalDecision
-from behest.v1.chat_pb2 import FinishReason
+from behest.v1.chat_pb2 import FinishReason, ResponseFormat, ResponseFormatKind
 from behest.v1.context_event_pb2 import CompactionCircuitOpened, ContextCompacted
-from behest.v1.definition_pb2 import DoomLoop, DoomLoopAction, Limits, PermissionRule
-from behest.v1.message_pb2 import Role
+from behest.v1.definition_pb2 import (
+    Budgets,
+    Compaction,
+    DoomLoop,
+    DoomLoopAction,
+    Limits,
+    PermissionRule,
+    PinnedCompaction,
+)
+from behest.v1.message_pb2 import Message, Role
 from behest.v1.model_event_pb2 import ModelBound
-from behest.v1.model_pb2 import Price
+from behest.v1.model_pb2 import ModelLimits, Price
 from behest.v1.run_event_pb2 import ChildRunEnded, ChildRunStarted, RunResumed, RunWaiting
-from behest.v1.run_state_pb2 import WaitReason
+from behest.v1.run_state_pb2 import RunState, WaitReason
 from behest.v1.tool_pb2 import ToolUnknownPolicy
 from behest.v1.usage_pb2 import Usage
+from behestd.core.compaction import in_force
+from behestd.core.questions import ASK_USER
 from behestd.core.run import apply
+from behestd.core.signals import ChildEnded, SummaryBroke, SummaryEnded
 from behestd.core.times import SECOND, timestamp
 from behestd.log import frames
 from tests.core.stage import (
@@ -37,12 +48,16 @@ from tests.core.stage import (
     MALFORMED,
     NO,
     NON_IDEMPOTENT,
+    PERMANENT,
     PURE,
     QUERYABLE,
     THROTTLED,
+    TRANSIENT,
     YES,
     Stage,
+    answer,
     definition,
+    result,
     said,
     tool,
 )
@@ -163,8 +178,77 @@ def resumed() -> Stage:
     return stage
 
 
+def structured() -> Stage:
+    """An answer that has not the form that was asked for, and one that has it inside a fence."""
+    form = ResponseFormat(kind=ResponseFormatKind.RESPONSE_FORMAT_KIND_JSON_SCHEMA, schema_json='{"type": "object"}')
+    pinned = definition(response_format=form, emulating_models=["scripted/a"])
+    stage = Stage(pinned, given={"validate": lambda _tool, text: "" if text.startswith("{") else "no object"})
+    stage.model("I would rather not")
+    stage.model('```json\n{"a": 1}\n```')
+    return stage
+
+
+def summarised() -> Stage:
+    """Summaries: lost in a crash, failed, made beforehand, and made of the run's own steps after a refusal."""
+    policy = in_force(Compaction(model="scripted/writer"))
+    pinned = definition(
+        tool(),
+        model_limits=[ModelLimits(context_window_tokens=1000)],
+        compaction=PinnedCompaction(policy=policy, window=4000, price=Price(input_micro_usd=1, output_micro_usd=2)),
+    )
+    history = tuple(
+        Message(id=f"msg_{index}", role=role, parts=said("word " * 50).parts)
+        for index in range(16)
+        for role in [Role.ROLE_ASSISTANT if index % 2 else Role.ROLE_USER]
+    )
+    stage = Stage(pinned, given={"history": history})
+    stage.crash()
+    stage.do(SummaryBroke(2, TRANSIENT, "PROVIDER_UNAVAILABLE", "it broke"))
+    stage.do(SummaryEnded(3, answer("what was before")))
+    for number in range(3):
+        stage.model("", ("look", f'{{"n": {number}}}'))
+        stage.tool(text="line " * 40)
+    stage.model_breaks(PERMANENT, "PROVIDER_CONTEXT_TOO_LONG")
+    stage.do(SummaryEnded(4, answer("what was before, and what was looked at")))
+    return stage
+
+
+def asked() -> Stage:
+    """Questions to the user beside a call: answered after a release and a crash, and one that is open."""
+    stage = Stage(definition(tool(ASK_USER), tool("redo", IDEMPOTENT)))
+    stage.model("", (ASK_USER, '{"question":"who?"}'), ("redo", "{}"), (ASK_USER, '{"question":"when?"}'))
+    stage.tool(1)
+    stage.release()
+    stage.say("me", "in_1")
+    stage.crash()
+    stage.say("now", "in_2")
+    stage.say("and quickly", "in_3")
+    stage.model("", (ASK_USER, '{"question":"why?"}'))
+    return stage
+
+
+def children() -> Stage:
+    """Child runs that complete, fail and could not be created, and one that goes on over a crash."""
+    helper = tool("agent_helper", IDEMPOTENT)
+    helper.agent_id = "helper"
+    order = ("agent_helper", '{"order":"help"}')
+    limits = Limits(max_parallel_children=2, max_children=9)
+    stage = Stage(definition(helper, limits=limits), budgets=Budgets(max_total_tokens=10_000))
+    stage.model("", order, order, order)
+    spent = Usage(input_tokens=100, output_tokens=50, cost_micro_usd=7, attempts=3)
+    call = stage.call(0)
+    stage.do(ChildEnded(call.call.id, call.attempt, RunState.RUN_STATE_COMPLETED, spent, result(call)))
+    for index, state, reason in ((1, RunState.RUN_STATE_FAILED, "RUN_BUDGET"), (2, 0, "AGENT_NOT_FOUND")):
+        call = stage.call(index)
+        stage.do(ChildEnded(call.call.id, call.attempt, state, spent if state else None, reason=reason))
+    stage.model("", order)
+    stage.crash()
+    return stage
+
+
 SCENES: dict[str, Callable[[], Stage]] = {
-    scene.__name__: scene for scene in (text, tools, cancelled, timed_out, failed, rare, resumed)
+    scene.__name__: scene
+    for scene in (text, tools, cancelled, timed_out, failed, rare, resumed, structured, summarised, asked, children)
 }
 
 

@@ -93,10 +93,11 @@ async def test_a_key_that_was_never_seen_is_buried_also_for_the_next_daemon(plan
 async def test_an_answer_outlives_the_daemon_that_had_it(plan: dict[str, Any]) -> None:
     ledger, daemon = taken(plan)
     async with serve(**daemon) as served:
-        assert await result_of(served, call("pay", epoch=3)) == "done pay 5"
+        assert await result_of(served, call("pay", epoch=3, call_id="c1")) == "done pay 5"
     async with serve(**daemon) as served:
         told = await status(served, "k", epoch=3)
         assert (told.state, told.result.parts[0].text.text) == (CallState.CALL_STATE_DONE, "done pay 5")
+        assert (told.result.call_id, told.result.name) == ("c1", "pay")
         assert await result_of(served, call("pay", epoch=4)) == "done pay 5"
         assert reason(await fails(served, call("pay", 6, epoch=4))) == "REQUEST_ID_REUSED"
         assert reason(await fails(served, call("pay", epoch=3))) == "TOOL_OUTCOME_UNKNOWN"

@@ -19,6 +19,7 @@ from behest.v1 import (
     approval_service_pb2,
     artifact_service_pb2,
     chat_service_pb2,
+    context_service_pb2,
     daemon_service_pb2,
     embedding_service_pb2,
     event_service_pb2,
@@ -40,7 +41,8 @@ from tests.daemons import Served
 from tests.fuzz.wire import Pools
 
 CONTRACTS = (
-    agent_service_pb2, approval_service_pb2, artifact_service_pb2, chat_service_pb2, daemon_service_pb2,
+    agent_service_pb2, approval_service_pb2, artifact_service_pb2, chat_service_pb2,
+    context_service_pb2, daemon_service_pb2,
     embedding_service_pb2, event_service_pb2, model_service_pb2, registry_service_pb2, run_service_pb2,
     session_data_service_pb2, session_service_pb2, tool_call_service_pb2, tool_service_pb2, usage_service_pb2,
 )  # fmt: skip
@@ -161,6 +163,8 @@ def _pools(names: _Names, tokens: list[str]) -> dict[str, list[str]]:
         "tools": tools,
         "tool": tools,
         "name_glob": tools,
+        "source": ["history", "never-made", "server/source", "/"],
+        "context_sources": ["history", "never-made", "server/source"],
         "key": ["key", "other"],
         "key_prefix": ["k", "other"],
         "request_id": ["request-1", "request-2", "é"],
@@ -218,6 +222,8 @@ def _good(names: _Names) -> dict[str, ProtoMessage]:
         agents.DeleteAgentRequest(agent_id=names.agent),
         chat_service_pb2.CompleteChatRequest(chat=chat),
         chat_service_pb2.StreamChatRequest(chat=chat),
+        context_service_pb2.BuildContextRequest(spec=in_session),
+        context_service_pb2.ProvideContextRequest(source="history", run_id=ended),
         embedding_service_pb2.EmbedRequest(model="scripted/echo", inputs=["hello"]),
         model_service_pb2.GetModelRequest(model="scripted/echo"),
         tools.GetToolRequest(tool_name="look_up"),

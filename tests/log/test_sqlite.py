@@ -419,6 +419,41 @@ async def test_a_damaged_log_of_an_ended_run_is_found_by_fsck_and_stops_nobody(t
     assert (report.runs, report.events, report.generation, len(report.problems)) == (2, 12, 2, 1)
 
 
+async def bytes_read(tmp_path: Path, every_page_bytes: int) -> int:
+    """Check a store as at the start, by a connection of its own, and count the bytes that this takes from the file."""
+    place = Path("/proc/thread-self/io")
+    with closing(sqlite3.connect(database(tmp_path), isolation_level=None)) as connection:
+        before = int(place.read_text().split()[1])
+        sqlite_schema.verify(connection, every_page_bytes)
+        return int(place.read_text().split()[1]) - before
+
+
+async def test_the_start_reads_every_page_of_a_small_store_and_of_a_large_one_what_lives(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    for number in range(20):
+        await store.write([Script(f"run_{number}").append(padding=200_000, is_ended=True)])
+    await store.write([Script("live").append(padding=100)])
+    await store.close()
+    size = database(tmp_path).stat().st_size
+    assert size > 20 * 200_000
+    assert await bytes_read(tmp_path, size) >= size * 0.9
+    assert await bytes_read(tmp_path, size - 1) < size * 0.1
+
+
+async def test_a_large_store_starts_over_a_page_that_nothing_live_is_on_and_fsck_finds_it(tmp_path: Path) -> None:
+    store = await open_store(tmp_path)
+    await store.write([Script("ended").append(padding=200_000, is_ended=True), Script("live").append()])
+    await store.close()
+    content = database(tmp_path).read_bytes()
+    place = content.index(b"x" * 4092) // 4096 * 4096
+    database(tmp_path).write_bytes(content[:place] + b"\xff" * 4096 + content[place + 4096 :])
+    with closing(sqlite3.connect(database(tmp_path), isolation_level=None)) as connection:
+        sqlite_schema.verify(connection, every_page_bytes=0)
+        with pytest.raises(errors.Corrupt):
+            sqlite_schema.verify(connection)
+    assert fsck.check(tmp_path / "data").problems != ()
+
+
 @pytest.mark.parametrize("offset", [0, 18, 100, 4096 + 3, 3 * 4096, 9 * 4096 + 5])
 async def test_flipped_pages_are_refused_at_the_start(tmp_path: Path, offset: int) -> None:
     store = await open_store(tmp_path)

@@ -97,6 +97,18 @@ async def test_a_daemon_brings_an_old_file_up_to_date_and_goes_on_with_all_that_
     assert fsck.check(data).problems == ()
 
 
+async def test_an_upgraded_file_counts_what_is_used_from_then_on(data: Path) -> None:  # C114 C115
+    async with daemons.serve("sqlite", data, clock=ThenClock(), tools=tools((look_up, PURE))) as served:
+        await events_of(served.client.watch("going"))
+        before = await served.client.usage.query()
+        await (await served.client.run("/usage 30 3 /say new")).result()
+        after = await served.client.usage.query()
+
+    assert before.total.usage.attempts >= 1, "the run that was let go went on"
+    assert after.total.usage.attempts == before.total.usage.attempts + 1
+    assert after.total.usage.input_tokens == before.total.usage.input_tokens + 30
+
+
 async def test_an_upgraded_file_has_the_tables_of_a_new_one(data: Path, tmp_path: Path) -> None:  # C114
     for home in (data, tmp_path / "new"):
         async with daemons.serve("sqlite", home):

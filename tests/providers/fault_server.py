@@ -1,9 +1,10 @@
 """A model server in a process of its own that answers for either vendor, and spoils answers at a byte as it is told.
 
 Above: tests of faults. It speaks HTTP on a free loopback port. What is to go wrong stands in the conversation, as
-`[fault KIND POSITION KEY]`: the first request of a key, or the one that holds a tool's result when KIND ends in
-`_late`, or every one when it ends in `_always`, is answered with the fault, all others well. Each request of a key has
-a number, from 1, which its answer says. `GET /` tells how many there were of each key, as JSON.
+`[fault KIND POSITION KEY]`: the first request of a key, or the first that holds a tool's result when KIND ends in
+`_late`, or every one when it ends in `_always`, is answered with the fault, all others well. There may be one fault of
+the first sort and one that is late. Each request of a key has a number, from 1, which its answer says. A connection
+stays as long as nothing goes wrong. `GET /` tells how many requests there were of each key, as JSON.
 """
 
 from __future__ import annotations
@@ -38,56 +39,62 @@ def recorded(vendor: str, name: str, number: int) -> bytes:
     return (RECORDINGS / f"{vendor}_{name}.sse").read_bytes().replace(b"~~", b"%02d" % number)
 
 
-def asking(kind: str, position: int, key: str) -> str:
-    """Return what to say to a model so that its answer is spoilt."""
-    return f"[fault {kind} {position} {key}]"
+def asking(kind: str, position: int, key: str, late: int | None = None) -> str:
+    """Return what to say to a model so that its answer is spoilt, and a later one at `late` as well."""
+    more = f"[fault {kind}_late {late} {key}]" if late is not None else ""
+    return f"[fault {kind} {position} {key}]{more}"
 
 
 class FaultServer:
-    """Answers requests, one a connection, and counts them by key."""
+    """Answers requests and counts them by key."""
 
     def __init__(self) -> None:
         self._seen: Counter[str] = Counter()
         self._late: set[str] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Answer one request and close."""
+        """Answer requests for as long as all is well, and close."""
         try:
-            await self._answer(reader, writer)
+            while await self._answer(reader, writer):
+                pass
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
             writer.close()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Answer one request; whether the connection is good for another."""
         head = await reader.readuntil(b"\r\n\r\n")
         path = head.split(b" ", 2)[1].decode()
         if head.startswith(b"GET"):
             body = json.dumps(self._seen).encode()
             writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body))
             await writer.drain()
-            return
+            return True
         length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
         body = await reader.readexactly(int(length[1]) if length else 0)
-        found = _FAULT.search(body)
-        if found is None:
+        faults = list(_FAULT.finditer(body))
+        if not faults:
             writer.write(b"HTTP/1.1 400 X\r\ncontent-length: 0\r\n\r\n")
-            return
-        kind, when, key = found[1].decode(), (found[2] or b"").decode(), found[4].decode()
+            return False
+        key = faults[0][4].decode()
         self._seen[key] += 1
         is_late = b'"tool_result"' in body or b'"role":"tool"' in body
+        is_first = key not in self._late if is_late else self._seen[key] == 1
+        if is_late:
+            self._late.add(key)
         vendor = "anthropic" if path.endswith("/messages") else "openai"
         data = recorded(vendor, "text" if is_late else "call", self._seen[key])
-        is_first = self._seen[key] == 1
-        if is_late:
-            is_first = when == "_late" and key not in self._late
-            self._late.add(key)
-        elif when == "_late":
-            is_first = False
-        is_hit = when == "_always" or is_first
-        await _write(writer, data, kind if is_hit else "", int(found[3]), vendor)
-        if is_hit and kind == "stall":
+        hit = next((fault for fault in faults if _hits(fault[2] or b"", is_late, is_first)), None)
+        kind, position = (hit[1].decode(), int(hit[3])) if hit is not None else ("", 0)
+        await _write(writer, data, kind, position, vendor)
+        if kind == "stall":
             await reader.read()
+        return not kind
+
+
+def _hits(when: bytes, is_late: bool, is_first: bool) -> bool:
+    return when == b"_always" or (is_first and (when == b"_late") == is_late)
 
 
 async def _write(writer: asyncio.StreamWriter, data: bytes, kind: str, position: int, vendor: str) -> None:

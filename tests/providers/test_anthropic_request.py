@@ -104,8 +104,6 @@ async def test_parameters_arrive() -> None:
         "model": "claude-sonnet-5-5",
         "max_tokens": 64,
         "messages": [{"role": "user", "content": [{"type": "text", "text": "hi", "cache_control": MARK}]}],
-        "temperature": 0,
-        "top_p": 0.5,
         "stop_sequences": ["END"],
         "thinking": {"type": "adaptive"},
         "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {"type": "object"}}},
@@ -114,6 +112,25 @@ async def test_parameters_arrive() -> None:
         "service_tier": "auto",
         "stream": True,
     }
+
+
+# C004
+@pytest.mark.parametrize(
+    "name,effort,sent",
+    [
+        ("qwen3-8b", "UNSPECIFIED", {"temperature": 0, "top_p": 0.5}),
+        ("claude-haiku-4-5", "UNSPECIFIED", {"temperature": 0}),
+        ("claude-haiku-4-5", "HIGH", {}),
+        ("claude-opus-4-6", "UNSPECIFIED", {"temperature": 0}),
+        ("claude-opus-4-7", "UNSPECIFIED", {}),
+        ("claude-sonnet-5-5", "UNSPECIFIED", {}),
+        ("claude-opus-9", "UNSPECIFIED", {}),
+    ],
+)
+def test_each_model_is_sent_as_much_of_the_sampling_as_it_takes(name: str, effort: str, sent: Any) -> None:
+    sampling = Sampling(temperature=0, top_p=0.5, max_output_tokens=4096, reasoning_effort=f"REASONING_EFFORT_{effort}")
+    found = body(chat(sampling=sampling), name=name)
+    assert {key: found[key] for key in ("temperature", "top_p") if key in found} == sent
 
 
 async def test_what_is_unset_is_not_sent() -> None:
@@ -155,7 +172,7 @@ def test_a_budget_of_thought_stays_under_the_limit_of_the_answer() -> None:
     assert body(chat(sampling=effort), name="claude-haiku-4-5")["thinking"]["budget_tokens"] == 2000
 
 
-# C009
+# C005 C009
 async def test_a_conversation_with_calls_and_pictures_arrives_in_order() -> None:
     long_id = "run/1:call " + "c" * 64
     picture = Part(image=ImagePart(data=b"\x89PNG", media_type="image/png"))
@@ -264,11 +281,13 @@ FULL = chat(
 PLACES = ["/system/1", "/messages/4/content/0", "/messages/2/content/0", "/tools/1"]
 
 
+# C119
 @pytest.mark.parametrize("limit", [0, 1, 2, 3, 4, 9])
 def test_markers_stand_at_the_stable_prefix_first_and_are_never_more_than_the_vendor_takes(limit: int) -> None:
     assert sorted(marked(body(FULL, markers=limit))) == sorted(PLACES[: min(limit, MAX_CACHE_MARKERS)])
 
 
+# C119
 def test_a_marker_of_the_caller_takes_one_of_four() -> None:
     own = Chat()
     own.CopyFrom(FULL)
@@ -276,6 +295,7 @@ def test_a_marker_of_the_caller_takes_one_of_four() -> None:
     assert sorted(marked(body(own, markers=4))) == sorted(["", *PLACES[:3]])
 
 
+# C119
 def test_a_longer_conversation_begins_with_the_bytes_of_the_shorter() -> None:
     longer = Chat()
     longer.CopyFrom(FULL)

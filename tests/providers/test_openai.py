@@ -116,6 +116,16 @@ async def test_usage_in_a_last_chunk_without_choices_counts() -> None:
     assert replay.asked[0].headers["authorization"] == f"Bearer {KEY}"
 
 
+# C008
+async def test_tokens_written_to_the_cache_are_told_apart_from_those_read() -> None:
+    details = {"cached_tokens": 10, "cache_write_tokens": 30}
+    usage = {"prompt_tokens": 50, "completion_tokens": 3, "prompt_tokens_details": details}
+    said = {"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}
+    async with serving(events(said, {"choices": [], "usage": usage}, "[DONE]")) as (provider, _):
+        found = (await read(provider, chat()))[1].usage
+    assert (found.input_tokens, found.cached_input_tokens, found.cache_write_tokens) == (50, 10, 30)
+
+
 async def test_missing_usage_is_estimated_and_marked() -> None:
     reply = events({"choices": [{"index": 0, "delta": {"content": "hi"}, "finish_reason": "stop"}]}, "[DONE]")
     async with serving(reply) as (provider, _):
@@ -308,7 +318,7 @@ def said(text: str) -> Part:
     return Part(text=TextPart(text=text))
 
 
-# C007
+# C005 C007
 async def test_a_conversation_with_calls_and_pictures_arrives_in_order() -> None:
     long_id = "c" * 64
     picture = Part(image=ImagePart(data=b"\x89PNG", media_type="image/png"))
@@ -389,6 +399,7 @@ async def test_a_model_of_somebody_else_is_not_found() -> None:
         assert replay.asked == []
 
 
+# C014
 async def test_embeddings_come_in_the_order_of_the_texts() -> None:
     async with serving(whole("embeddings.json")) as (provider, replay):
         answer = await embed(provider, EmbedRequest(model="vendor/e-1", inputs=["a", "b"], dimensions=2), TIMEOUTS)

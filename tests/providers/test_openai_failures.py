@@ -34,6 +34,7 @@ REFUSALS = [
     (error(400, "context_length_exceeded"), PERMANENT, "CONTEXT_TOO_LONG"),
     (error(400, message="This model's maximum context length is 8192 tokens"), PERMANENT, "CONTEXT_TOO_LONG"),
     (error(400, "content_policy_violation"), PERMANENT, "CONTENT_REFUSED"),
+    (error(400, "invalid_prompt"), PERMANENT, "CONTENT_REFUSED"),
     (error(401), PERMANENT, "CREDENTIALS_REJECTED"),
     (error(402), QUOTA, "QUOTA"),
     (error(403), PERMANENT, "CREDENTIALS_REJECTED"),

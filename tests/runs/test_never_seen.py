@@ -13,8 +13,9 @@ import pytest
 
 from behest.tools import Context, ToolServer
 from behest.v1.registry_service_pb2 import RegisterServerRequest
+from behest.v1.run_state_pb2 import WaitReason
 from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer
-from behest.v1.tool_pb2 import Executed, SideEffect, ToolPolicy
+from behest.v1.tool_pb2 import Executed, SideEffect, ToolPolicy, ToolTimeouts
 from behest.v1.tool_service_pb2 import (
     CallToolRequest,
     CancelCallRequest,
@@ -41,6 +42,7 @@ class LossyLink(ToolServiceServicer):
         self._losses = losses
         self.lost: list[CallToolRequest] = []
         self.asked: list[GetCallStatusRequest] = []
+        self.is_cut = False
 
     async def ListTools(self, request: ListToolsRequest, context: Any) -> ListToolsResponse:
         """Pass it on."""
@@ -55,8 +57,10 @@ class LossyLink(ToolServiceServicer):
             await context.write(frame)
 
     async def GetCallStatus(self, request: GetCallStatusRequest, context: Any) -> GetCallStatusResponse:
-        """Pass it on."""
+        """Pass it on, unless the link is cut."""
         self.asked.append(request)
+        if self.is_cut:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the link is cut")
         return await self._stub.GetCallStatus(request)
 
     async def CancelCall(self, request: CancelCallRequest, context: Any) -> CancelCallResponse:
@@ -174,6 +178,27 @@ async def test_a_call_that_never_arrives_is_told_to_the_model_as_not_executed(
     assert kinds(events)[-1] == "run_completed"
     assert paid == []
     assert [error.code() for error in late if error is not None] == [grpc.StatusCode.FAILED_PRECONDITION] * 3
+
+
+async def test_a_server_that_cannot_be_asked_is_left_in_time_and_the_call_is_in_doubt(
+    bank: ToolServer, paid: list[tuple[int, int]]
+) -> None:
+    impatient = ToolPolicy(
+        side_effect=SideEffect.SIDE_EFFECT_NON_IDEMPOTENT_QUERYABLE,
+        timeouts=ToolTimeouts(start_to_close=duration(1), schedule_to_close=duration(1)),
+    )
+    async with linked(bank, losses=1) as (link, port), daemons.serve(operator=OPEN) as served:
+        link.is_cut = True
+        await register(served, port, pay=impatient)
+        run = await served.client.run("/tool pay {}")
+        events = await until_kind(run, "run_waiting")
+        state = await run.get()
+        await run.cancel()
+    (unknown,) = only(events, "tool_outcome_unknown")
+    assert unknown.reason == "TOOL_OUTCOME_UNKNOWN"
+    assert state.wait.reason == WaitReason.WAIT_REASON_OUTCOME_UNKNOWN
+    assert len(link.asked) >= 2
+    assert paid == []
 
 
 async def test_a_daemon_as_a_server_refuses_what_it_promised_and_takes_a_later_attempt() -> None:

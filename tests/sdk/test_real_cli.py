@@ -180,6 +180,11 @@ async def test_models_artifacts_and_the_daemon_are_shown(shell: Shell, tmp_path:
     assert "scripted/echo" in await shell.text("models", "list")
     assert (await shell.json("models", "get", "scripted/priced"))[0]["id"] == "scripted/priced"
     assert await shell.refused("models", "get", "scripted/none") == (1, "PROVIDER_MODEL_NOT_FOUND")
+    assert "history" in await shell.text("context", "list")
+    assert (await shell.json("context", "preview", "hello"))[0]["messages"][0]["parts"][0]["text"]["text"] == "hello"
+    assert len((await shell.text("embed", "one", "two", "--dimensions", "3")).splitlines()) == 2
+    vectors = (await shell.json("embed", "one", "--model", "scripted/embed", "--dimensions", "3"))[0]["embeddings"]
+    assert [len(vector["values"]) for vector in vectors] == [3]
     content = tmp_path / "report.txt"
     content.write_text("a report\n")
     artifact_id = (await shell.json("artifacts", "put", str(content)))[0]["id"]

@@ -25,10 +25,13 @@ from behest.v1 import (
     daemon_service_pb2,
     model_service_pb2,
     registry_service_pb2,
+    run_event_pb2,
     run_service_pb2,
+    run_state_pb2,
     server_pb2,
     session_service_pb2,
     tool_call_service_pb2,
+    tool_event_pb2,
     tool_pb2,
     tool_service_pb2,
 )
@@ -42,6 +45,7 @@ from tests.sdk.daemon import (
     FakeDaemon,
     Plan,
     Script,
+    end_completed,
     served,
     status,
     story,
@@ -101,6 +105,26 @@ async def test_a_run_prints_the_answers_on_stdout_and_the_rest_on_stderr() -> No
     spec = daemon.requests[0].spec
     assert (spec.input[0].text.text, list(spec.tools), dict(spec.labels)) == ("say hello", ["add"], {"team": "a"})
     assert spec.timeout.ToMilliseconds() == 2500
+
+
+async def test_child_runs_are_named_when_they_begin_and_when_they_end() -> None:
+    def child(index: int, state: int = 0) -> list[dict[str, Any]]:
+        names = {"child_run_id": f"run_child{index}", "call_id": f"call_{index}"}
+        started = tool_event_pb2.ToolStarted(call_id=f"call_{index}", name="agent_helper", arguments_json="{}")
+        return [
+            {"tool_started": started},
+            {"child_run_started": run_event_pb2.ChildRunStarted(**names)},
+            {"child_run_ended": run_event_pb2.ChildRunEnded(state=state, **names)},  # type: ignore[arg-type]
+        ]
+
+    script = (
+        Script().events(*BEGIN, *child(1, run_state_pb2.RUN_STATE_COMPLETED), *child(2)).events(end_completed("done"))
+    )
+    outcome = await behest(FakeDaemon(script.ticks), "run", "say hello")
+    assert outcome.code == 0
+    assert "⇒ agent_helper is run run_child1: behest watch run_child1" in outcome.stderr
+    assert "⇐ run run_child1 completed" in outcome.stderr
+    assert "⇐ run run_child2 not created" in outcome.stderr
 
 
 async def test_a_run_as_json_is_a_line_for_each_event_delta_and_discarded_attempt() -> None:

@@ -18,7 +18,7 @@ from tests.daemon_process import running
 ROOT = Path(__file__).resolve().parents[2] / "clients" / "python"
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-STREAM, EMIT, HOOKS, TOOLS = SNIPPETS
+STREAM, EMIT, HOOKS, TOOLS, MODELS = SNIPPETS
 SECONDS = 30
 
 
@@ -86,6 +86,17 @@ async def test_the_tool_server_attaches_and_the_hooks_are_asked(tmp_path: Path) 
             events = [event async for event in run.events()]
     [asked] = [event.run_cancel_requested for event in events if event.HasField("run_cancel_requested")]
     assert asked.reason == "two turns are enough"
+
+
+async def test_the_model_server_attaches_and_is_asked(tmp_path: Path) -> None:
+    async with running(tmp_path) as daemon, Client(daemon.address) as client:
+        async with started(MODELS, daemon.address, tmp_path), asyncio.timeout(SECONDS):
+            while "birds/parrot" not in [model.id async for model in client.models.list()]:
+                await asyncio.sleep(0.05)
+            run = await client.run("hello to you", model="birds/parrot")
+            assert (await run.result()).text == "hello to you "
+            response = await client.embeddings.embed(["a", "abc"], model="birds/lengths")
+            assert [list(each.values) for each in response.embeddings] == [[1.0, 1.0], [3.0, 1.0]]
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))

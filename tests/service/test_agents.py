@@ -373,7 +373,7 @@ BAD: list[tuple[str, Any, str]] = [
     ),
     ("CreateAgent", creating(response_format=ResponseFormat(kind=JSON_SCHEMA)), "agent.response_format.schema_json"),
     ("CreateAgent", creating(provider_options_json="[1]"), "agent.provider_options_json"),
-    ("CreateAgent", creating(context_sources=["nothing"]), "agent.context_sources"),
+    ("CreateAgent", creating(context_sources=["nothing"]), "agent.context_sources[0]"),
     ("CreateAgent", creating(strategy="nothing"), "agent.strategy"),
     ("CreateAgent", creating(labels={"": "x"}), "agent.labels"),
     ("GetAgent", pb.GetAgentRequest(), "agent_id"),

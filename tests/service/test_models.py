@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
+from behest.errors import RunFailedError
 from behest.v1.model_pb2 import ModelCapabilities, ModelHealthState
-from behest.v1.model_service_pb2 import GetModelRequest, ListModelsRequest, ListProvidersRequest
-from behest.v1.model_service_pb2_grpc import ModelServiceStub
-from behestd.core.route import Health
+from behest.v1.model_service_pb2 import ListModelsRequest, ListProvidersRequest
+from behestd.core.circuit import CircuitPolicy
 from behestd.core.times import nanoseconds
 from behestd.providers.catalog import snapshot
+from behestd.providers.failure import ProviderFailure
 from behestd.providers.scripted import Scripted
-from behestd.runtime.house import House
-from behestd.service.models import Models
 from tests.daemons import Served, refused, serve
-from tests.service.edges import connect, failure, metadata, reason, serving
+from tests.service.edges import failure, metadata, reason
 
-ALL = ["scripted/echo", "scripted/embed", "scripted/priced", "scripted/text-only", "scripted/unpriced"]
+ALL = [f"scripted/{name}" for name in ("echo", "embed", "priced", "small", "text-only", "unpriced")]
 
 
 async def test_models_are_listed_with_what_they_can_and_what_they_cost(served: Served) -> None:
@@ -70,16 +67,32 @@ async def test_providers_are_listed_by_id() -> None:
 
 
 @pytest.mark.parametrize(("broken", "state"), [(["echo"], "DEGRADED"), ([name.split("/")[1] for name in ALL], "OPEN")])
-async def test_an_open_breaker_shows_in_the_health_of_model_and_provider(
-    served: Served, broken: list[str], state: str
-) -> None:  # C020
-    until_ns = served.daemon.house.clock.now_ns() + 60_000_000_000
-    health = Health({f"scripted/{name}": until_ns for name in broken})
-    house: House = replace(served.daemon.house, health=lambda: health)
-    async with serving(dict(Models(house).handlers())) as edge, connect(edge) as channel:
-        models = ModelServiceStub(channel)
-        model = (await models.GetModel(GetModelRequest(model="scripted/echo"))).model
+async def test_an_open_circuit_shows_in_the_health_of_model_and_provider(broken: list[str], state: str) -> None:  # C020
+    async with serve(circuits=CircuitPolicy(failures=1, cool_down_seconds=60.0)) as served:
+        house, models = served.daemon.house, served.client.models
+        begun_ns = house.clock.now_ns()
+        for name in broken:
+            failure = ProviderFailure("PROVIDER_TIMEOUT", "nothing came")
+            house.endpoints.fail(f"scripted/{name}", failure, is_probe=False)
+        model = await models.get("scripted/echo")
         assert model.health.state == ModelHealthState.MODEL_HEALTH_STATE_OPEN
-        assert nanoseconds(model.health.retry_time) == until_ns
-        (provider,) = (await models.ListProviders(ListProvidersRequest())).providers
+        assert (model.health.reason, model.health.failures) == ("PROVIDER_TIMEOUT", 1)
+        assert nanoseconds(model.health.retry_time) >= begun_ns + 60_000_000_000
+        (provider,) = [provider async for provider in models.providers()]
         assert ModelHealthState.Name(provider.health.state) == f"MODEL_HEALTH_STATE_{state}"
+
+
+async def test_a_model_that_fails_now_and_then_is_degraded_until_it_succeeds(served: Served) -> None:  # C020
+    with pytest.raises(RunFailedError):
+        await (await served.client.run("/fail UNAVAILABLE 1 /fail REQUEST_INVALID")).result()
+    health = (await served.client.models.get("scripted/echo")).health
+    assert health.state == ModelHealthState.MODEL_HEALTH_STATE_DEGRADED
+    assert (health.reason, health.failures) == ("PROVIDER_UNAVAILABLE", 1)
+    assert not health.HasField("success_time")
+    assert (await served.client.daemon.status()).unhealthy_models == ["scripted/echo"]
+    await (await served.client.run("hello")).result()
+    health = (await served.client.models.get("scripted/echo")).health
+    assert health.state == ModelHealthState.MODEL_HEALTH_STATE_HEALTHY
+    assert (health.reason, health.failures) == ("", 0)
+    assert health.HasField("success_time")
+    assert not (await served.client.daemon.status()).unhealthy_models

@@ -339,15 +339,11 @@ async def test_an_address_that_may_not_be_dialled_is_refused(served: Served, add
     assert error.reason == "TOOL_ENDPOINT_REFUSED"
 
 
-async def test_what_is_not_offered_is_refused_as_unsupported(served: Served) -> None:
-    stub = served.client.stubs.registry
-    chat = ServerOffer.SERVER_OFFER_CHAT
-    for changes in (
-        {"connection": ServerConnection.SERVER_CONNECTION_ATTACHED, "address": "", "offers": [chat]},
-        {"offers": [chat]},
-    ):
-        error = await failure(stub.RegisterServer(RegisterServerRequest(server=registration(1, **changes))))
-        assert reason(error) == "REQUEST_UNSUPPORTED"
+async def test_a_server_that_is_not_there_yet_may_offer_models(served: Served) -> None:
+    offers = [ServerOffer.SERVER_OFFER_CHAT, ServerOffer.SERVER_OFFER_EMBEDDINGS]
+    made = await served.client.servers.register(registration(1, offers=offers))
+    assert (made.state, list(made.model_ids)) == (ServerState.SERVER_STATE_CONNECTING, [])
+    assert list(made.offers) == offers
 
 
 async def test_servers_come_in_pages_and_pass_filters(served: Served) -> None:

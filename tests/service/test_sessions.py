@@ -398,5 +398,5 @@ async def test_bad_requests_are_refused_by_field_and_leave_nothing(served: Serve
         found = await rejection(getattr(stub, method)(request))
         assert (found.code, found.reason) == (NOT_FOUND, "SESSION_NOT_FOUND")
     found = await rejection(stub.CompactSession(pb.CompactSessionRequest(session_id="a")))
-    assert (found.code, found.reason) == (grpc.StatusCode.UNIMPLEMENTED, "REQUEST_UNSUPPORTED")
+    assert (found.code, found.reason) == (NOT_FOUND, "SESSION_NOT_FOUND")
     assert writes(served) == before

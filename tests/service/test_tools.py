@@ -218,7 +218,8 @@ async def test_a_call_with_a_key_outlives_its_stream_and_can_be_asked_about() ->
 
     async with serve(tools=tools((pay, NON_IDEMPOTENT)), operator=OPEN) as served:
         stubs = served.client.stubs.tools
-        stream = stubs.CallTool(CallToolRequest(tool_name="pay", arguments_json='{"amount": 5}', idempotency_key="k1"))
+        order = {"tool_name": "pay", "arguments_json": '{"amount": 5}', "call_id": "c1"}
+        stream = stubs.CallTool(CallToolRequest(idempotency_key="k1", **order))
         reading = asyncio.ensure_future(stream.read())
         async with asyncio.timeout(5):
             await ledger.reached.wait()
@@ -234,6 +235,7 @@ async def test_a_call_with_a_key_outlives_its_stream_and_can_be_asked_about() ->
         ledger.opened.set()
         told = await waiting
         assert (told.state, told.result.parts[0].text.text) == (CallState.CALL_STATE_DONE, "done pay 5")
+        assert (told.result.call_id, told.result.name) == ("c1", "pay")
         assert served.daemon.calls.statistics().in_flight == 0
 
 

@@ -11,7 +11,7 @@ from behest.v1.definition_pb2 import Limits, PermissionRule, PermissionScope
 from behest.v1.run_state_pb2 import RunState, WaitReason
 from behest.v1.tool_pb2 import SideEffect, Tool, ToolPolicy
 from behest.v1.usage_pb2 import Usage
-from behestd.core.children import id_of
+from behestd.core.children import NoKin, id_of
 from behestd.core.limits import DEFAULTS, of_child
 from behestd.core.permission import permit
 from behestd.core.signals import CallTool, CancelTool, ChildEnded, Wake
@@ -25,7 +25,7 @@ ORDER = ("agent_helper", '{"order":"help"}')
 SPENT = Usage(input_tokens=100, output_tokens=50, cost_micro_usd=7, attempts=3)
 
 
-class Knows:
+class Knows(NoKin):
     """Knows until when child runs wait."""
 
     def __init__(self) -> None:

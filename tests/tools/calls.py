@@ -12,11 +12,11 @@ from typing import Any
 
 from behest.v1.tool_pb2 import Progress, SideEffect, Tool
 from behestd.tools.catalog import tool_hash
-from behestd.tools.endpoint import Rules, check
 from behestd.tools.remote import RemoteServer
-from behestd.tools.remote_channel import Link
 from behestd.tools.schema import Validators
 from behestd.tools.tool import Call, Timeouts
+from behestd.wire.endpoint import Rules, check
+from behestd.wire.remote_channel import Link
 
 TESTS = Path(__file__).resolve().parent.parent
 

@@ -18,11 +18,11 @@ from behest.tools import ToolServer
 from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer, ServerState
 from behest.v1.tool_pb2 import Executed, Tool, ToolPolicy
-from behestd.tools.endpoint import EndpointRefused, Rules, allow_list, check
 from behestd.tools.remote import RemoteServer
-from behestd.tools.remote_channel import Link, Tls
 from behestd.tools.schema import Validators
 from behestd.tools.tool import ToolFailure
+from behestd.wire.endpoint import EndpointRefused, Rules, allow_list, check
+from behestd.wire.remote_channel import Link, Tls
 from tests.daemon_process import running
 from tests.daemons import refused, serve
 from tests.runs.scenes import IDEMPOTENT, OPEN, events_of, only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from behestd.tools.endpoint import AllowList, EndpointRefused, Rules, allow_list, check
+from behestd.wire.endpoint import AllowList, EndpointRefused, Rules, allow_list, check
 
 LOCAL = Rules(allow_loopback=True)
 CONFIGURED = Rules(allow_loopback=True, allow_unix=True, allow_private=True)

@@ -21,8 +21,8 @@ from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.tool_pb2 import Executed, Progress, Tool
 from behest.v1.tool_service_pb2 import GetToolRequest, GetToolResponse, ListToolsRequest, ListToolsResponse
 from behestd.tools.remote import RemoteServer
-from behestd.tools.remote_channel import Tls
 from behestd.tools.tool import Answer, CannotTell, Done, NeverSeen, Running, ToolFailure
+from behestd.wire.remote_channel import Tls
 from tests.tools.calls import call, dialled, limits, nowhere
 
 

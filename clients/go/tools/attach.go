@@ -49,8 +49,11 @@ func (s *Server) Attach(ctx context.Context, target, name string) error {
 		return err
 	}
 	defer func() { _ = connection.Close() }()
-	registry := behestv1.NewRegistryServiceClient(connection)
-	link := &link{server: s, calls: calls, name: name, registry: registry, owed: map[string]bool{}}
+	link := &link{
+		server: s, calls: calls, name: name, owed: map[string]bool{},
+		registry:  behestv1.NewRegistryServiceClient(connection),
+		artifacts: behestv1.NewArtifactServiceClient(connection),
+	}
 	return link.keep(ctx)
 }
 
@@ -60,7 +63,9 @@ type link struct {
 	calls    *calls
 	name     string
 	registry behestv1.RegistryServiceClient
-	lease    string
+	// Where the artifacts of its calls go.
+	artifacts behestv1.ArtifactServiceClient
+	lease     string
 
 	mu sync.Mutex
 	// Keys whose call came and whose end was not sent.
@@ -169,8 +174,8 @@ func (l *link) hello() (*behestv1.AttachHello, error) {
 		return nil, err
 	}
 	hello := &behestv1.AttachHello{
-		ServerName: l.name, Tools: l.server.Tools(), MaxConcurrentCalls: int32(l.server.concurrency),
-		LeaseId: l.lease, TakesChunkedArguments: true,
+		ServerName: l.name, Tools: l.server.Tools(), Models: l.server.models.listed,
+		MaxConcurrentCalls: int32(l.server.concurrency), LeaseId: l.lease, TakesChunkedArguments: true,
 	}
 	if l.calls.store.isDurable() {
 		hello.DedupeRetention = durationpb.New(l.server.retention)

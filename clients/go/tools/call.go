@@ -31,8 +31,8 @@ func CallOf(ctx context.Context) *Call {
 	return call
 }
 
-// Key is the idempotency key: equal over all attempts of the call, different for different calls.
-func (c *Call) Key() string { return c.request.GetIdempotencyKey() }
+// IdempotencyKey is equal over all attempts of the call, and different for different calls.
+func (c *Call) IdempotencyKey() string { return c.request.GetIdempotencyKey() }
 
 // Attempt is the number of the attempt, from 1.
 func (c *Call) Attempt() int { return int(c.request.GetAttempt()) }
@@ -50,7 +50,7 @@ func (c *Call) RunID() string { return c.request.GetRunId() }
 func (c *Call) SessionID() string { return c.request.GetSessionId() }
 
 // Traceparent is the W3C trace context of the call; may be "".
-func (c *Call) Traceparent() string { return c.running.traceparent }
+func (c *Call) Traceparent() string { return c.running.origin.traceparent }
 
 // Progress shows how far the work is. It is also the sign of life of a tool with a heartbeat.
 func (c *Call) Progress(text string) {

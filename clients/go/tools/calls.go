@@ -37,9 +37,10 @@ type function struct {
 	bind func(arguments string) (func(context.Context) (any, error), error)
 }
 
-func (f *function) isRepeatable() bool {
-	hint := f.tool.GetHints().GetSideEffect()
-	return hint == behestv1.SideEffect_SIDE_EFFECT_PURE || hint == behestv1.SideEffect_SIDE_EFFECT_IDEMPOTENT
+// isRepeatable says whether a call may be executed again. Where the author says nothing, the operator's word counts.
+func (f *function) isRepeatable(request *behestv1.CallToolRequest) bool {
+	effect := cmp.Or(f.tool.GetHints().GetSideEffect(), request.GetSideEffect())
+	return effect == behestv1.SideEffect_SIDE_EFFECT_PURE || effect == behestv1.SideEffect_SIDE_EFFECT_IDEMPOTENT
 }
 
 // calls are all calls of a server. Each is a goroutine that outlives the streams of those who wait for it: a call
@@ -68,14 +69,14 @@ func newCalls(find func(*behestv1.CallToolRequest) (*function, error), store sto
 
 // join begins a call, or joins the one that runs with its key. It refuses a stale epoch, and a key that runs with
 // other arguments.
-func (c *calls) join(request *behestv1.CallToolRequest, traceparent string) (*running, error) {
+func (c *calls) join(request *behestv1.CallToolRequest, from origin) (*running, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	key := request.GetIdempotencyKey()
 	if found := c.byKey[key]; found != nil {
 		return found, found.join(request)
 	}
-	begun := newRunning(c.root, request, traceparent)
+	begun := newRunning(c.root, request, from)
 	if key != "" {
 		c.byKey[key] = begun
 	}
@@ -230,6 +231,11 @@ func (c *calls) outcome(running *running, request *behestv1.CallToolRequest) (*b
 	if err != nil {
 		return nil, err
 	}
+	// What was cut short and may be repeated is not remembered: the next attempt begins anew.
+	isCut := context.Cause(running.context) != nil && result.GetIsError() && found.isRepeatable(request)
+	if isCut {
+		return result, nil
+	}
 	data, err := proto.Marshal(result)
 	if err == nil {
 		err = c.put(running, entry{state: stateDone, epoch: running.lastEpoch(), result: data})
@@ -265,7 +271,7 @@ func (c *calls) remembered(known *entry, request *behestv1.CallToolRequest) (*be
 		return result, proto.Unmarshal(known.result, result)
 	}
 	found, err := c.find(request)
-	if err == nil && !found.isRepeatable() {
+	if err == nil && !found.isRepeatable(request) {
 		err = outcomeUnknown("the server stopped while the call ran; whether it took effect is not known")
 	}
 	return nil, err

@@ -100,6 +100,43 @@ func TestACancelledCallEndsByItsOwnStream(t *testing.T) {
 	}
 }
 
+func TestACallThatWasCutShortIsExecutedAgainIfItMayBe(t *testing.T) {
+	for effect, want := range map[behestv1.SideEffect]int64{
+		behestv1.SideEffect_SIDE_EFFECT_PURE:           2,
+		behestv1.SideEffect_SIDE_EFFECT_IDEMPOTENT:     2,
+		behestv1.SideEffect_SIDE_EFFECT_NON_IDEMPOTENT: 1,
+		behestv1.SideEffect_SIDE_EFFECT_UNSPECIFIED:    1,
+	} {
+		for _, isLate := range []bool{false, true} {
+			does := newBench()
+			stub := served(t, does.server())
+			request := ask("wait", `{"word": "tea"}`, "k")
+			request.SideEffect = effect
+			if isLate {
+				request.Deadline = timestamppb.New(time.Now().Add(100 * time.Millisecond))
+			}
+			stream, err := stub.CallTool(bounded(t), request)
+			if err != nil {
+				t.Fatal(err)
+			}
+			<-does.waiting
+			if _, err := stub.CancelCall(bounded(t), &behestv1.CancelCallRequest{IdempotencyKey: "k", Epoch: 1}); err != nil {
+				t.Fatal(err)
+			}
+			cut := read(stream, nil)
+			if !cut.result.GetIsError() {
+				t.Errorf("%v: %+v", effect, cut)
+			}
+			close(does.goOn)
+			request.Attempt, request.Deadline = 2, nil
+			again := call(t, stub, request)
+			if does.executed.Load() != want || again.result.GetIsError() != (want == 1) {
+				t.Errorf("%v, late %v: executed %d times: %+v", effect, isLate, does.executed.Load(), again)
+			}
+		}
+	}
+}
+
 func TestADeadlineThatIsOverEndsTheCall(t *testing.T) {
 	does := newBench()
 	request := ask("wait", `{"word": "tea"}`, "k")

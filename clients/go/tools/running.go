@@ -10,11 +10,17 @@ import (
 
 const progressKept = 256
 
+// origin is where a call came from: its W3C trace context, and where its artifacts go, nil for a dialled server.
+type origin struct {
+	traceparent string
+	artifacts   behestv1.ArtifactServiceClient
+}
+
 // running is a call in progress: its latest progress, its outcome when it has one, and who waits for either.
 type running struct {
-	key         string
-	traceparent string
-	digest      digest
+	key    string
+	origin origin
+	digest digest
 	// Ends when the call is cancelled, its deadline is over or the server stops.
 	context context.Context
 	cancel  context.CancelCauseFunc
@@ -44,9 +50,9 @@ type news struct {
 	changed <-chan struct{}
 }
 
-func newRunning(root context.Context, request *behestv1.CallToolRequest, traceparent string) *running {
+func newRunning(root context.Context, request *behestv1.CallToolRequest, from origin) *running {
 	made := &running{
-		key: request.GetIdempotencyKey(), traceparent: traceparent, digest: digestOf(request),
+		key: request.GetIdempotencyKey(), origin: from, digest: digestOf(request),
 		epoch: request.GetEpoch(), changed: make(chan struct{}),
 	}
 	made.context, made.cancel = context.WithCancelCause(root)

@@ -37,6 +37,7 @@ type Server struct {
 	credentials credentials.TransportCredentials
 	log         *slog.Logger
 	functions   map[string]*function
+	models      models
 
 	mu sync.Mutex
 	// How many Serve and Attach are open: the first opens the calls, the last closes them.

@@ -68,7 +68,7 @@ func (s *service) CallTool(
 ) error {
 	pairs, _ := metadata.FromIncomingContext(stream.Context())
 	to := reply{
-		traceparent: strings.Join(pairs.Get("traceparent"), ""), frameLimit: frameLimitBytes,
+		from: origin{traceparent: strings.Join(pairs.Get("traceparent"), "")}, frameLimit: frameLimitBytes,
 		send: stream.Send, accepted: func() error { return nil },
 	}
 	err := s.calls.answer(stream.Context(), request, to)
@@ -94,9 +94,9 @@ func (s *service) CancelCall(
 
 // reply is where a call comes from, and its answer goes.
 type reply struct {
-	traceparent string
-	frameLimit  int
-	send        func(*behestv1.CallToolResponse) error
+	from       origin
+	frameLimit int
+	send       func(*behestv1.CallToolResponse) error
 	// Told once, when the function is about to run or runs already.
 	accepted func() error
 }
@@ -104,7 +104,7 @@ type reply struct {
 // answer makes or joins a call and sends what it tells, to its result. A caller that leaves cancels nothing, unless
 // the call has no key, and so belongs to its caller.
 func (c *calls) answer(ctx context.Context, request *behestv1.CallToolRequest, to reply) error {
-	running, err := c.join(request, to.traceparent)
+	running, err := c.join(request, to.from)
 	if err != nil {
 		return err
 	}

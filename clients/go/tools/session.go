@@ -36,7 +36,7 @@ type session struct {
 
 	mu   sync.Mutex
 	open map[int64]*pending
-	// Most calls of tools at once; 0 for any number.
+	// Most calls of tools and models at once; 0 for any number.
 	limit int
 	// The stream is to end once nothing is open.
 	isEnding bool
@@ -123,7 +123,7 @@ func (s *session) begin(call *behestv1.AttachCall) {
 	s.mu.Lock()
 	// A stream that was closed here answers nothing. The call is not begun.
 	isDeaf := s.isClosed || s.open[call.GetCallNumber()] != nil
-	isTooMuch := s.limit > 0 && len(s.open) >= s.limit && call.GetCallTool() != nil
+	isTooMuch := s.limit > 0 && len(s.open) >= s.limit && call.GetGetCallStatus() == nil
 	if !isDeaf {
 		s.open[call.GetCallNumber()] = taken
 	}
@@ -200,8 +200,8 @@ func (s *session) answer(taken *pending, frameLimit int) error {
 	switch asked := taken.call.GetRequest().(type) {
 	case *behestv1.AttachCall_CallTool:
 		to := reply{
-			traceparent: taken.call.GetTraceparent(),
-			frameLimit:  frameLimit,
+			from:       origin{taken.call.GetTraceparent(), s.link.artifacts},
+			frameLimit: frameLimit,
 			send: func(frame *behestv1.CallToolResponse) error {
 				return s.reply(&behestv1.AttachReply{
 					CallNumber: number, Response: &behestv1.AttachReply_CallTool{CallTool: frame},
@@ -222,8 +222,10 @@ func (s *session) answer(taken *pending, frameLimit int) error {
 		return s.reply(&behestv1.AttachReply{
 			CallNumber: number, Response: &behestv1.AttachReply_GetCallStatus{GetCallStatus: told},
 		})
+	case *behestv1.AttachCall_StreamChat, *behestv1.AttachCall_Embed:
+		return s.answerModel(taken)
 	}
-	return &refusal{codes.Unimplemented, "REQUEST_UNSUPPORTED", "this server offers tools alone", true}
+	return unserved()
 }
 
 // end ends the answer to a call, and the stream when it was the last one of a drain.

@@ -55,7 +55,10 @@ type Agent struct {
 	Sampling *Sampling `protobuf:"bytes,11,opt,name=sampling,proto3" json:"sampling,omitempty"`
 	// Form of the final answer. Unset = free text.
 	ResponseFormat *ResponseFormat `protobuf:"bytes,12,opt,name=response_format,json=responseFormat,proto3" json:"response_format,omitempty"`
-	// Names of the context sources that are asked before each model request, in this order. Empty = history alone.
+	// Names of the context sources, in the order in which what they give stands before the model, between the system
+	// prompt and the run's own messages. `history` is the session's earlier messages. A list that does not name it has it
+	// all the same: behind the static sources and before those that are asked, so that what does not change comes first.
+	// `SERVER/NAME` is a source of a registered server. At most 32. Empty = history alone.
 	ContextSources []string `protobuf:"bytes,13,rep,name=context_sources,json=contextSources,proto3" json:"context_sources,omitempty"`
 	// Name of the reasoning strategy that runs follow. Empty = the plain loop of model and tools.
 	Strategy string `protobuf:"bytes,14,opt,name=strategy,proto3" json:"strategy,omitempty"`
@@ -77,7 +80,11 @@ type Agent struct {
 	// Ids of agents that the agent may call as tools, itself included if it is named. Each is offered as a tool named
 	// `agent_` and its id, with the description of that agent; a call of it is a child run. Ids of at most 58 characters.
 	// At most 64. Empty = none.
-	SubAgents     []string `protobuf:"bytes,22,rep,name=sub_agents,json=subAgents,proto3" json:"sub_agents,omitempty"`
+	SubAgents []string `protobuf:"bytes,22,rep,name=sub_agents,json=subAgents,proto3" json:"sub_agents,omitempty"`
+	// When and how conversations are summarised. Unset fields = the operator's.
+	Compaction *Compaction `protobuf:"bytes,23,opt,name=compaction,proto3" json:"compaction,omitempty"`
+	// Which old outputs of tools the model sees no more. Unset fields = the operator's.
+	Pruning       *Pruning `protobuf:"bytes,24,opt,name=pruning,proto3" json:"pruning,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -266,11 +273,25 @@ func (x *Agent) GetSubAgents() []string {
 	return nil
 }
 
+func (x *Agent) GetCompaction() *Compaction {
+	if x != nil {
+		return x.Compaction
+	}
+	return nil
+}
+
+func (x *Agent) GetPruning() *Pruning {
+	if x != nil {
+		return x.Pruning
+	}
+	return nil
+}
+
 var File_behest_v1_agent_proto protoreflect.FileDescriptor
 
 const file_behest_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15behest/v1/agent.proto\x12\tbehest.v1\x1a\x14behest/v1/chat.proto\x1a\x1abehest/v1/definition.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbe\a\n" +
+	"\x15behest/v1/agent.proto\x12\tbehest.v1\x1a\x14behest/v1/chat.proto\x1a\x1abehest/v1/definition.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\b\n" +
 	"\x05Agent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12!\n" +
@@ -299,7 +320,11 @@ const file_behest_v1_agent_proto_rawDesc = "" +
 	"\vupdate_time\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x12\x1d\n" +
 	"\n" +
-	"sub_agents\x18\x16 \x03(\tR\tsubAgents\x1a9\n" +
+	"sub_agents\x18\x16 \x03(\tR\tsubAgents\x125\n" +
+	"\n" +
+	"compaction\x18\x17 \x01(\v2\x15.behest.v1.CompactionR\n" +
+	"compaction\x12,\n" +
+	"\apruning\x18\x18 \x01(\v2\x12.behest.v1.PruningR\apruning\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01Bt\n" +
@@ -329,21 +354,25 @@ var file_behest_v1_agent_proto_goTypes = []any{
 	(*ResponseFormat)(nil),        // 5: behest.v1.ResponseFormat
 	(*ToolChoice)(nil),            // 6: behest.v1.ToolChoice
 	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
+	(*Compaction)(nil),            // 8: behest.v1.Compaction
+	(*Pruning)(nil),               // 9: behest.v1.Pruning
 }
 var file_behest_v1_agent_proto_depIdxs = []int32{
-	2, // 0: behest.v1.Agent.permissions:type_name -> behest.v1.PermissionRule
-	3, // 1: behest.v1.Agent.limits:type_name -> behest.v1.Limits
-	4, // 2: behest.v1.Agent.sampling:type_name -> behest.v1.Sampling
-	5, // 3: behest.v1.Agent.response_format:type_name -> behest.v1.ResponseFormat
-	6, // 4: behest.v1.Agent.tool_choice:type_name -> behest.v1.ToolChoice
-	1, // 5: behest.v1.Agent.labels:type_name -> behest.v1.Agent.LabelsEntry
-	7, // 6: behest.v1.Agent.create_time:type_name -> google.protobuf.Timestamp
-	7, // 7: behest.v1.Agent.update_time:type_name -> google.protobuf.Timestamp
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	2,  // 0: behest.v1.Agent.permissions:type_name -> behest.v1.PermissionRule
+	3,  // 1: behest.v1.Agent.limits:type_name -> behest.v1.Limits
+	4,  // 2: behest.v1.Agent.sampling:type_name -> behest.v1.Sampling
+	5,  // 3: behest.v1.Agent.response_format:type_name -> behest.v1.ResponseFormat
+	6,  // 4: behest.v1.Agent.tool_choice:type_name -> behest.v1.ToolChoice
+	1,  // 5: behest.v1.Agent.labels:type_name -> behest.v1.Agent.LabelsEntry
+	7,  // 6: behest.v1.Agent.create_time:type_name -> google.protobuf.Timestamp
+	7,  // 7: behest.v1.Agent.update_time:type_name -> google.protobuf.Timestamp
+	8,  // 8: behest.v1.Agent.compaction:type_name -> behest.v1.Compaction
+	9,  // 9: behest.v1.Agent.pruning:type_name -> behest.v1.Pruning
+	10, // [10:10] is the sub-list for method output_type
+	10, // [10:10] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_agent_proto_init() }

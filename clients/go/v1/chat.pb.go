@@ -370,7 +370,10 @@ type ResponseFormat struct {
 	// The name of the schema, [A-Za-z0-9_-]{1,64}. Default "answer".
 	SchemaName string `protobuf:"bytes,3,opt,name=schema_name,json=schemaName,proto3" json:"schema_name,omitempty"`
 	// Whether the provider must hold to the schema exactly.
-	Strict        bool `protobuf:"varint,4,opt,name=strict,proto3" json:"strict,omitempty"`
+	Strict bool `protobuf:"varint,4,opt,name=strict,proto3" json:"strict,omitempty"`
+	// Whether a model that cannot be made to answer in this form is told the form in its instructions instead. Of runs
+	// only, whose answers are checked all the same. Default: such a model is refused.
+	Emulate       bool `protobuf:"varint,5,opt,name=emulate,proto3" json:"emulate,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -429,6 +432,13 @@ func (x *ResponseFormat) GetSchemaName() string {
 func (x *ResponseFormat) GetStrict() bool {
 	if x != nil {
 		return x.Strict
+	}
+	return false
+}
+
+func (x *ResponseFormat) GetEmulate() bool {
+	if x != nil {
+		return x.Emulate
 	}
 	return false
 }
@@ -503,14 +513,15 @@ const file_behest_v1_chat_proto_rawDesc = "" +
 	"\f_temperatureB\b\n" +
 	"\x06_top_pB\x14\n" +
 	"\x12_max_output_tokensB\a\n" +
-	"\x05_seed\"\x9d\x01\n" +
+	"\x05_seed\"\xb7\x01\n" +
 	"\x0eResponseFormat\x121\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\x1d.behest.v1.ResponseFormatKindR\x04kind\x12\x1f\n" +
 	"\vschema_json\x18\x02 \x01(\tR\n" +
 	"schemaJson\x12\x1f\n" +
 	"\vschema_name\x18\x03 \x01(\tR\n" +
 	"schemaName\x12\x16\n" +
-	"\x06strict\x18\x04 \x01(\bR\x06strict\"X\n" +
+	"\x06strict\x18\x04 \x01(\bR\x06strict\x12\x18\n" +
+	"\aemulate\x18\x05 \x01(\bR\aemulate\"X\n" +
 	"\n" +
 	"ToolChoice\x12-\n" +
 	"\x04mode\x18\x01 \x01(\x0e2\x19.behest.v1.ToolChoiceModeR\x04mode\x12\x1b\n" +

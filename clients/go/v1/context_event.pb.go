@@ -34,7 +34,13 @@ type ContextBuilt struct {
 	// How many messages of the history were left out.
 	TrimmedMessages int32 `protobuf:"varint,4,opt,name=trimmed_messages,json=trimmedMessages,proto3" json:"trimmed_messages,omitempty"`
 	// What context sources that ask the outside gave. Kept, since it cannot be composed again.
-	Provided      []*Message `protobuf:"bytes,5,rep,name=provided,proto3" json:"provided,omitempty"`
+	Provided []*Message `protobuf:"bytes,5,rep,name=provided,proto3" json:"provided,omitempty"`
+	// What came of the sources that were asked, in their order; each one's messages follow each other in `provided`.
+	Outcomes []*ContextOutcome `protobuf:"bytes,6,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	// By how much estimates were corrected, in thousandths, for each of the run's models in their order. Empty: not.
+	CalibrationPermille []int32 `protobuf:"varint,7,rep,packed,name=calibration_permille,json=calibrationPermille,proto3" json:"calibration_permille,omitempty"`
+	// What of the history was left out, and why.
+	Trims         []*ContextTrim `protobuf:"bytes,8,rep,name=trims,proto3" json:"trims,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -104,6 +110,27 @@ func (x *ContextBuilt) GetProvided() []*Message {
 	return nil
 }
 
+func (x *ContextBuilt) GetOutcomes() []*ContextOutcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
+func (x *ContextBuilt) GetCalibrationPermille() []int32 {
+	if x != nil {
+		return x.CalibrationPermille
+	}
+	return nil
+}
+
+func (x *ContextBuilt) GetTrims() []*ContextTrim {
+	if x != nil {
+		return x.Trims
+	}
+	return nil
+}
+
 // ContextCompacted says that a summary takes the place of the oldest part of the history.
 type ContextCompacted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -117,6 +144,17 @@ type ContextCompacted struct {
 	Usage *Usage `protobuf:"bytes,4,opt,name=usage,proto3" json:"usage,omitempty"`
 	// The last message that the summary stands for.
 	UptoMessageId string `protobuf:"bytes,5,opt,name=upto_message_id,json=uptoMessageId,proto3" json:"upto_message_id,omitempty"`
+	// The attempt at a summary, counted from 1 within the run.
+	Attempt int32 `protobuf:"varint,6,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// The model that wrote it, "provider/name".
+	Endpoint string `protobuf:"bytes,7,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// Where the figures of usage come from.
+	UsageSource UsageSource `protobuf:"varint,8,opt,name=usage_source,json=usageSource,proto3,enum=behest.v1.UsageSource" json:"usage_source,omitempty"`
+	// The step that it makes room for.
+	Step int32 `protobuf:"varint,9,opt,name=step,proto3" json:"step,omitempty"`
+	// How many of the run's own messages the summary stands for, with everything before the run. 0: only the oldest part
+	// of what was before the run.
+	RunMessages   int32 `protobuf:"varint,10,opt,name=run_messages,json=runMessages,proto3" json:"run_messages,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -186,6 +224,295 @@ func (x *ContextCompacted) GetUptoMessageId() string {
 	return ""
 }
 
+func (x *ContextCompacted) GetAttempt() int32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *ContextCompacted) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *ContextCompacted) GetUsageSource() UsageSource {
+	if x != nil {
+		return x.UsageSource
+	}
+	return UsageSource_USAGE_SOURCE_UNSPECIFIED
+}
+
+func (x *ContextCompacted) GetStep() int32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *ContextCompacted) GetRunMessages() int32 {
+	if x != nil {
+		return x.RunMessages
+	}
+	return 0
+}
+
+// ContextCompactionRequested says that a call for a summary is about to leave.
+type ContextCompactionRequested struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step that it makes room for.
+	Step int32 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// The attempt, counted from 1 within the run.
+	Attempt int32 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// SHA-256 of the call.
+	RequestHash []byte `protobuf:"bytes,3,opt,name=request_hash,json=requestHash,proto3" json:"request_hash,omitempty"`
+	// The model called, "provider/name".
+	Endpoint string `protobuf:"bytes,4,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// What is set aside for it: the estimated input, and the most that it may answer.
+	Reserve *Usage `protobuf:"bytes,5,opt,name=reserve,proto3" json:"reserve,omitempty"`
+	// When the attempt is given up.
+	Deadline *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=deadline,proto3" json:"deadline,omitempty"`
+	// The last message that is summarised.
+	UptoMessageId string `protobuf:"bytes,7,opt,name=upto_message_id,json=uptoMessageId,proto3" json:"upto_message_id,omitempty"`
+	// As in ContextCompacted.
+	RunMessages int32 `protobuf:"varint,8,opt,name=run_messages,json=runMessages,proto3" json:"run_messages,omitempty"`
+	// Estimated tokens of the call that is to become smaller.
+	TokensBefore int64 `protobuf:"varint,9,opt,name=tokens_before,json=tokensBefore,proto3" json:"tokens_before,omitempty"`
+	// Whether the model had refused the call for its length.
+	IsReactive    bool `protobuf:"varint,10,opt,name=is_reactive,json=isReactive,proto3" json:"is_reactive,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextCompactionRequested) Reset() {
+	*x = ContextCompactionRequested{}
+	mi := &file_behest_v1_context_event_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextCompactionRequested) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextCompactionRequested) ProtoMessage() {}
+
+func (x *ContextCompactionRequested) ProtoReflect() protoreflect.Message {
+	mi := &file_behest_v1_context_event_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextCompactionRequested.ProtoReflect.Descriptor instead.
+func (*ContextCompactionRequested) Descriptor() ([]byte, []int) {
+	return file_behest_v1_context_event_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ContextCompactionRequested) GetStep() int32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *ContextCompactionRequested) GetAttempt() int32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *ContextCompactionRequested) GetRequestHash() []byte {
+	if x != nil {
+		return x.RequestHash
+	}
+	return nil
+}
+
+func (x *ContextCompactionRequested) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *ContextCompactionRequested) GetReserve() *Usage {
+	if x != nil {
+		return x.Reserve
+	}
+	return nil
+}
+
+func (x *ContextCompactionRequested) GetDeadline() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Deadline
+	}
+	return nil
+}
+
+func (x *ContextCompactionRequested) GetUptoMessageId() string {
+	if x != nil {
+		return x.UptoMessageId
+	}
+	return ""
+}
+
+func (x *ContextCompactionRequested) GetRunMessages() int32 {
+	if x != nil {
+		return x.RunMessages
+	}
+	return 0
+}
+
+func (x *ContextCompactionRequested) GetTokensBefore() int64 {
+	if x != nil {
+		return x.TokensBefore
+	}
+	return 0
+}
+
+func (x *ContextCompactionRequested) GetIsReactive() bool {
+	if x != nil {
+		return x.IsReactive
+	}
+	return false
+}
+
+// ContextCompactionFailed says that an attempt at a summary came to nothing. The run goes on without one.
+type ContextCompactionFailed struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step that it was to make room for.
+	Step int32 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// The attempt.
+	Attempt int32 `protobuf:"varint,2,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// What kind of failure it is.
+	FailureClass FailureClass `protobuf:"varint,3,opt,name=failure_class,json=failureClass,proto3,enum=behest.v1.FailureClass" json:"failure_class,omitempty"`
+	// The reason, a name of ErrorReason. Empty when it was superseded.
+	Reason string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What happened, for people.
+	Message string `protobuf:"bytes,5,opt,name=message,proto3" json:"message,omitempty"`
+	// What it consumed all the same.
+	Usage *Usage `protobuf:"bytes,6,opt,name=usage,proto3" json:"usage,omitempty"`
+	// Where the figures come from.
+	UsageSource UsageSource `protobuf:"varint,7,opt,name=usage_source,json=usageSource,proto3,enum=behest.v1.UsageSource" json:"usage_source,omitempty"`
+	// The model called, "provider/name".
+	Endpoint string `protobuf:"bytes,8,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// Whether no other model is tried for this step: one failure more for the circuit.
+	IsFinal bool `protobuf:"varint,9,opt,name=is_final,json=isFinal,proto3" json:"is_final,omitempty"`
+	// Why the attempt counts no more, when it did not fail by itself.
+	Superseded    SupersedeReason `protobuf:"varint,10,opt,name=superseded,proto3,enum=behest.v1.SupersedeReason" json:"superseded,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextCompactionFailed) Reset() {
+	*x = ContextCompactionFailed{}
+	mi := &file_behest_v1_context_event_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextCompactionFailed) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextCompactionFailed) ProtoMessage() {}
+
+func (x *ContextCompactionFailed) ProtoReflect() protoreflect.Message {
+	mi := &file_behest_v1_context_event_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextCompactionFailed.ProtoReflect.Descriptor instead.
+func (*ContextCompactionFailed) Descriptor() ([]byte, []int) {
+	return file_behest_v1_context_event_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ContextCompactionFailed) GetStep() int32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *ContextCompactionFailed) GetAttempt() int32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *ContextCompactionFailed) GetFailureClass() FailureClass {
+	if x != nil {
+		return x.FailureClass
+	}
+	return FailureClass_FAILURE_CLASS_UNSPECIFIED
+}
+
+func (x *ContextCompactionFailed) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ContextCompactionFailed) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *ContextCompactionFailed) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+func (x *ContextCompactionFailed) GetUsageSource() UsageSource {
+	if x != nil {
+		return x.UsageSource
+	}
+	return UsageSource_USAGE_SOURCE_UNSPECIFIED
+}
+
+func (x *ContextCompactionFailed) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *ContextCompactionFailed) GetIsFinal() bool {
+	if x != nil {
+		return x.IsFinal
+	}
+	return false
+}
+
+func (x *ContextCompactionFailed) GetSuperseded() SupersedeReason {
+	if x != nil {
+		return x.Superseded
+	}
+	return SupersedeReason_SUPERSEDE_REASON_UNSPECIFIED
+}
+
 // CompactionCircuitOpened says that summarising failed too often and is off for a while.
 type CompactionCircuitOpened struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -199,7 +526,7 @@ type CompactionCircuitOpened struct {
 
 func (x *CompactionCircuitOpened) Reset() {
 	*x = CompactionCircuitOpened{}
-	mi := &file_behest_v1_context_event_proto_msgTypes[2]
+	mi := &file_behest_v1_context_event_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -211,7 +538,7 @@ func (x *CompactionCircuitOpened) String() string {
 func (*CompactionCircuitOpened) ProtoMessage() {}
 
 func (x *CompactionCircuitOpened) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_context_event_proto_msgTypes[2]
+	mi := &file_behest_v1_context_event_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -224,7 +551,7 @@ func (x *CompactionCircuitOpened) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CompactionCircuitOpened.ProtoReflect.Descriptor instead.
 func (*CompactionCircuitOpened) Descriptor() ([]byte, []int) {
-	return file_behest_v1_context_event_proto_rawDescGZIP(), []int{2}
+	return file_behest_v1_context_event_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *CompactionCircuitOpened) GetFailures() int32 {
@@ -245,22 +572,58 @@ var File_behest_v1_context_event_proto protoreflect.FileDescriptor
 
 const file_behest_v1_context_event_proto_rawDesc = "" +
 	"\n" +
-	"\x1dbehest/v1/context_event.proto\x12\tbehest.v1\x1a\x17behest/v1/message.proto\x1a\x15behest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb3\x02\n" +
+	"\x1dbehest/v1/context_event.proto\x12\tbehest.v1\x1a\x17behest/v1/context.proto\x1a\x17behest/v1/message.proto\x1a\x1bbehest/v1/model_event.proto\x1a\x15behest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcb\x03\n" +
 	"\fContextBuilt\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x05R\x04step\x12\x1a\n" +
 	"\bmessages\x18\x02 \x01(\x05R\bmessages\x12U\n" +
 	"\x10tokens_by_source\x18\x03 \x03(\v2+.behest.v1.ContextBuilt.TokensBySourceEntryR\x0etokensBySource\x12)\n" +
 	"\x10trimmed_messages\x18\x04 \x01(\x05R\x0ftrimmedMessages\x12.\n" +
-	"\bprovided\x18\x05 \x03(\v2\x12.behest.v1.MessageR\bprovided\x1aA\n" +
+	"\bprovided\x18\x05 \x03(\v2\x12.behest.v1.MessageR\bprovided\x125\n" +
+	"\boutcomes\x18\x06 \x03(\v2\x19.behest.v1.ContextOutcomeR\boutcomes\x121\n" +
+	"\x14calibration_permille\x18\a \x03(\x05R\x13calibrationPermille\x12,\n" +
+	"\x05trims\x18\b \x03(\v2\x16.behest.v1.ContextTrimR\x05trims\x1aA\n" +
 	"\x13TokensBySourceEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xd8\x01\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x80\x03\n" +
 	"\x10ContextCompacted\x12,\n" +
 	"\asummary\x18\x01 \x01(\v2\x12.behest.v1.MessageR\asummary\x12#\n" +
 	"\rtokens_before\x18\x02 \x01(\x03R\ftokensBefore\x12!\n" +
 	"\ftokens_after\x18\x03 \x01(\x03R\vtokensAfter\x12&\n" +
 	"\x05usage\x18\x04 \x01(\v2\x10.behest.v1.UsageR\x05usage\x12&\n" +
-	"\x0fupto_message_id\x18\x05 \x01(\tR\ruptoMessageId\"g\n" +
+	"\x0fupto_message_id\x18\x05 \x01(\tR\ruptoMessageId\x12\x18\n" +
+	"\aattempt\x18\x06 \x01(\x05R\aattempt\x12\x1a\n" +
+	"\bendpoint\x18\a \x01(\tR\bendpoint\x129\n" +
+	"\fusage_source\x18\b \x01(\x0e2\x16.behest.v1.UsageSourceR\vusageSource\x12\x12\n" +
+	"\x04step\x18\t \x01(\x05R\x04step\x12!\n" +
+	"\frun_messages\x18\n" +
+	" \x01(\x05R\vrunMessages\"\xfe\x02\n" +
+	"\x1aContextCompactionRequested\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x05R\x04step\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\x05R\aattempt\x12!\n" +
+	"\frequest_hash\x18\x03 \x01(\fR\vrequestHash\x12\x1a\n" +
+	"\bendpoint\x18\x04 \x01(\tR\bendpoint\x12*\n" +
+	"\areserve\x18\x05 \x01(\v2\x10.behest.v1.UsageR\areserve\x126\n" +
+	"\bdeadline\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\x12&\n" +
+	"\x0fupto_message_id\x18\a \x01(\tR\ruptoMessageId\x12!\n" +
+	"\frun_messages\x18\b \x01(\x05R\vrunMessages\x12#\n" +
+	"\rtokens_before\x18\t \x01(\x03R\ftokensBefore\x12\x1f\n" +
+	"\vis_reactive\x18\n" +
+	" \x01(\bR\n" +
+	"isReactive\"\x8d\x03\n" +
+	"\x17ContextCompactionFailed\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x05R\x04step\x12\x18\n" +
+	"\aattempt\x18\x02 \x01(\x05R\aattempt\x12<\n" +
+	"\rfailure_class\x18\x03 \x01(\x0e2\x17.behest.v1.FailureClassR\ffailureClass\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x05 \x01(\tR\amessage\x12&\n" +
+	"\x05usage\x18\x06 \x01(\v2\x10.behest.v1.UsageR\x05usage\x129\n" +
+	"\fusage_source\x18\a \x01(\x0e2\x16.behest.v1.UsageSourceR\vusageSource\x12\x1a\n" +
+	"\bendpoint\x18\b \x01(\tR\bendpoint\x12\x19\n" +
+	"\bis_final\x18\t \x01(\bR\aisFinal\x12:\n" +
+	"\n" +
+	"superseded\x18\n" +
+	" \x01(\x0e2\x1a.behest.v1.SupersedeReasonR\n" +
+	"superseded\"g\n" +
 	"\x17CompactionCircuitOpened\x12\x1a\n" +
 	"\bfailures\x18\x01 \x01(\x05R\bfailures\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05untilB{\n" +
@@ -279,27 +642,43 @@ func file_behest_v1_context_event_proto_rawDescGZIP() []byte {
 	return file_behest_v1_context_event_proto_rawDescData
 }
 
-var file_behest_v1_context_event_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_behest_v1_context_event_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_behest_v1_context_event_proto_goTypes = []any{
-	(*ContextBuilt)(nil),            // 0: behest.v1.ContextBuilt
-	(*ContextCompacted)(nil),        // 1: behest.v1.ContextCompacted
-	(*CompactionCircuitOpened)(nil), // 2: behest.v1.CompactionCircuitOpened
-	nil,                             // 3: behest.v1.ContextBuilt.TokensBySourceEntry
-	(*Message)(nil),                 // 4: behest.v1.Message
-	(*Usage)(nil),                   // 5: behest.v1.Usage
-	(*timestamppb.Timestamp)(nil),   // 6: google.protobuf.Timestamp
+	(*ContextBuilt)(nil),               // 0: behest.v1.ContextBuilt
+	(*ContextCompacted)(nil),           // 1: behest.v1.ContextCompacted
+	(*ContextCompactionRequested)(nil), // 2: behest.v1.ContextCompactionRequested
+	(*ContextCompactionFailed)(nil),    // 3: behest.v1.ContextCompactionFailed
+	(*CompactionCircuitOpened)(nil),    // 4: behest.v1.CompactionCircuitOpened
+	nil,                                // 5: behest.v1.ContextBuilt.TokensBySourceEntry
+	(*Message)(nil),                    // 6: behest.v1.Message
+	(*ContextOutcome)(nil),             // 7: behest.v1.ContextOutcome
+	(*ContextTrim)(nil),                // 8: behest.v1.ContextTrim
+	(*Usage)(nil),                      // 9: behest.v1.Usage
+	(UsageSource)(0),                   // 10: behest.v1.UsageSource
+	(*timestamppb.Timestamp)(nil),      // 11: google.protobuf.Timestamp
+	(FailureClass)(0),                  // 12: behest.v1.FailureClass
+	(SupersedeReason)(0),               // 13: behest.v1.SupersedeReason
 }
 var file_behest_v1_context_event_proto_depIdxs = []int32{
-	3, // 0: behest.v1.ContextBuilt.tokens_by_source:type_name -> behest.v1.ContextBuilt.TokensBySourceEntry
-	4, // 1: behest.v1.ContextBuilt.provided:type_name -> behest.v1.Message
-	4, // 2: behest.v1.ContextCompacted.summary:type_name -> behest.v1.Message
-	5, // 3: behest.v1.ContextCompacted.usage:type_name -> behest.v1.Usage
-	6, // 4: behest.v1.CompactionCircuitOpened.until:type_name -> google.protobuf.Timestamp
-	5, // [5:5] is the sub-list for method output_type
-	5, // [5:5] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	5,  // 0: behest.v1.ContextBuilt.tokens_by_source:type_name -> behest.v1.ContextBuilt.TokensBySourceEntry
+	6,  // 1: behest.v1.ContextBuilt.provided:type_name -> behest.v1.Message
+	7,  // 2: behest.v1.ContextBuilt.outcomes:type_name -> behest.v1.ContextOutcome
+	8,  // 3: behest.v1.ContextBuilt.trims:type_name -> behest.v1.ContextTrim
+	6,  // 4: behest.v1.ContextCompacted.summary:type_name -> behest.v1.Message
+	9,  // 5: behest.v1.ContextCompacted.usage:type_name -> behest.v1.Usage
+	10, // 6: behest.v1.ContextCompacted.usage_source:type_name -> behest.v1.UsageSource
+	9,  // 7: behest.v1.ContextCompactionRequested.reserve:type_name -> behest.v1.Usage
+	11, // 8: behest.v1.ContextCompactionRequested.deadline:type_name -> google.protobuf.Timestamp
+	12, // 9: behest.v1.ContextCompactionFailed.failure_class:type_name -> behest.v1.FailureClass
+	9,  // 10: behest.v1.ContextCompactionFailed.usage:type_name -> behest.v1.Usage
+	10, // 11: behest.v1.ContextCompactionFailed.usage_source:type_name -> behest.v1.UsageSource
+	13, // 12: behest.v1.ContextCompactionFailed.superseded:type_name -> behest.v1.SupersedeReason
+	11, // 13: behest.v1.CompactionCircuitOpened.until:type_name -> google.protobuf.Timestamp
+	14, // [14:14] is the sub-list for method output_type
+	14, // [14:14] is the sub-list for method input_type
+	14, // [14:14] is the sub-list for extension type_name
+	14, // [14:14] is the sub-list for extension extendee
+	0,  // [0:14] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_context_event_proto_init() }
@@ -307,7 +686,9 @@ func file_behest_v1_context_event_proto_init() {
 	if File_behest_v1_context_event_proto != nil {
 		return
 	}
+	file_behest_v1_context_proto_init()
 	file_behest_v1_message_proto_init()
+	file_behest_v1_model_event_proto_init()
 	file_behest_v1_usage_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -315,7 +696,7 @@ func file_behest_v1_context_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_behest_v1_context_event_proto_rawDesc), len(file_behest_v1_context_event_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -541,9 +541,11 @@ type GetStatusResponse struct {
 	// Pauses in force.
 	Pauses []*Pause `protobuf:"bytes,11,rep,name=pauses,proto3" json:"pauses,omitempty"`
 	// Resident memory of the process.
-	MemoryBytes   int64 `protobuf:"varint,12,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	MemoryBytes int64 `protobuf:"varint,12,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
+	// Models that are not healthy, by id, at most 100; GetModel says how they are.
+	UnhealthyModels []string `protobuf:"bytes,13,rep,name=unhealthy_models,json=unhealthyModels,proto3" json:"unhealthy_models,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -658,6 +660,13 @@ func (x *GetStatusResponse) GetMemoryBytes() int64 {
 		return x.MemoryBytes
 	}
 	return 0
+}
+
+func (x *GetStatusResponse) GetUnhealthyModels() []string {
+	if x != nil {
+		return x.UnhealthyModels
+	}
+	return nil
 }
 
 // RunCount counts the runs of one state.
@@ -990,7 +999,7 @@ func (x *ConfigSetting) GetSource() string {
 	return ""
 }
 
-// ReloadRequest is the request of Reload.
+// ReloadRequest is the request of Reload, which may be repeated.
 type ReloadRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -1030,7 +1039,7 @@ func (*ReloadRequest) Descriptor() ([]byte, []int) {
 // ReloadResponse is the response of Reload.
 type ReloadResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Keys that changed. Empty = none did.
+	// Keys that changed, for what begins from now on: runs that exist keep what they pinned. Empty = none did.
 	ChangedKeys []string `protobuf:"bytes,1,rep,name=changed_keys,json=changedKeys,proto3" json:"changed_keys,omitempty"`
 	// Those of them that take effect at the next start only.
 	RestartKeys   []string `protobuf:"bytes,2,rep,name=restart_keys,json=restartKeys,proto3" json:"restart_keys,omitempty"`
@@ -1082,7 +1091,7 @@ func (x *ReloadResponse) GetRestartKeys() []string {
 	return nil
 }
 
-// DrainRequest is the request of Drain.
+// DrainRequest is the request of Drain. A drain that has begun goes on unchanged, and cannot be taken back.
 type DrainRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How long running runs get. Unset = as configured, 25 s by default; zero = none.
@@ -1128,7 +1137,7 @@ func (x *DrainRequest) GetTimeout() *durationpb.Duration {
 	return nil
 }
 
-// DrainResponse is the response of Drain.
+// DrainResponse is the response of Drain, which comes at once.
 type DrainResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Runs that have not ended.
@@ -1550,7 +1559,7 @@ const file_behest_v1_daemon_service_proto_rawDesc = "" +
 	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12<\n" +
 	"\fmin_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\vminInterval\"\x12\n" +
-	"\x10GetStatusRequest\"\xf5\x03\n" +
+	"\x10GetStatusRequest\"\xa0\x04\n" +
 	"\x11GetStatusResponse\x12\x1c\n" +
 	"\taccepting\x18\x01 \x01(\bR\taccepting\x12)\n" +
 	"\x10refusing_reasons\x18\x02 \x03(\tR\x0frefusingReasons\x12'\n" +
@@ -1565,7 +1574,8 @@ const file_behest_v1_daemon_service_proto_rawDesc = "" +
 	"\x13compaction_breakers\x18\n" +
 	" \x03(\v2\x1c.behest.v1.CompactionBreakerR\x12compactionBreakers\x12(\n" +
 	"\x06pauses\x18\v \x03(\v2\x10.behest.v1.PauseR\x06pauses\x12!\n" +
-	"\fmemory_bytes\x18\f \x01(\x03R\vmemoryBytes\"I\n" +
+	"\fmemory_bytes\x18\f \x01(\x03R\vmemoryBytes\x12)\n" +
+	"\x10unhealthy_models\x18\r \x03(\tR\x0funhealthyModels\"I\n" +
 	"\bRunCount\x12)\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x13.behest.v1.RunStateR\x05state\x12\x12\n" +
 	"\x04runs\x18\x02 \x01(\x03R\x04runs\"\x88\x01\n" +

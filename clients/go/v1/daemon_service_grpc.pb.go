@@ -39,11 +39,9 @@ type DaemonServiceClient interface {
 	GetStatus(ctx context.Context, in *GetStatusRequest, opts ...grpc.CallOption) (*GetStatusResponse, error)
 	// Returns the configuration in force and where each setting comes from. Secrets are masked.
 	GetConfig(ctx context.Context, in *GetConfigRequest, opts ...grpc.CallOption) (*GetConfigResponse, error)
-	// Reads the configuration again and swaps it in as a whole, as SIGHUP does. Runs that exist keep what they pinned.
-	// May be repeated. Fails with RUNTIME_CONFIG_INVALID; the old configuration then stays.
+	// Reads the configuration again and swaps it in as a whole, as SIGHUP does, or fails with RUNTIME_CONFIG_INVALID.
 	Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (*ReloadResponse, error)
 	// Begins to drain, as SIGTERM does: no new runs, the running ones get their time, then the daemon exits with 0.
-	// Returns at once. Idempotent: a drain that has begun goes on unchanged, and cannot be taken back.
 	Drain(ctx context.Context, in *DrainRequest, opts ...grpc.CallOption) (*DrainResponse, error)
 	// Stops new effects of a tool, a model, an agent, a namespace or all, or lifts that. Durable, and audited.
 	// Idempotent. What is in flight ends as it would; runs that need what is paused wait, 24 h at most.
@@ -130,11 +128,9 @@ type DaemonServiceServer interface {
 	GetStatus(context.Context, *GetStatusRequest) (*GetStatusResponse, error)
 	// Returns the configuration in force and where each setting comes from. Secrets are masked.
 	GetConfig(context.Context, *GetConfigRequest) (*GetConfigResponse, error)
-	// Reads the configuration again and swaps it in as a whole, as SIGHUP does. Runs that exist keep what they pinned.
-	// May be repeated. Fails with RUNTIME_CONFIG_INVALID; the old configuration then stays.
+	// Reads the configuration again and swaps it in as a whole, as SIGHUP does, or fails with RUNTIME_CONFIG_INVALID.
 	Reload(context.Context, *ReloadRequest) (*ReloadResponse, error)
 	// Begins to drain, as SIGTERM does: no new runs, the running ones get their time, then the daemon exits with 0.
-	// Returns at once. Idempotent: a drain that has begun goes on unchanged, and cannot be taken back.
 	Drain(context.Context, *DrainRequest) (*DrainResponse, error)
 	// Stops new effects of a tool, a model, an agent, a namespace or all, or lifts that. Durable, and audited.
 	// Idempotent. What is in flight ends as it would; runs that need what is paused wait, 24 h at most.

@@ -179,8 +179,19 @@ type RunDefinition struct {
 	// The rules of the runs above, the nearest last. Each is judged for itself, and the strictest answer holds, so that a
 	// child run may never do what a run above it may not.
 	InheritedPermissions []*PermissionScope `protobuf:"bytes,18,rep,name=inherited_permissions,json=inheritedPermissions,proto3" json:"inherited_permissions,omitempty"`
-	unknownFields        protoimpl.UnknownFields
-	sizeCache            protoimpl.SizeCache
+	// The context sources, in the order in which what they give stands before the model. Empty: history alone.
+	Sources []*ContextSource `protobuf:"bytes,19,rep,name=sources,proto3" json:"sources,omitempty"`
+	// What fits into the models, in the order of models. Empty: unknown of all of them.
+	ModelLimits []*ModelLimits `protobuf:"bytes,20,rep,name=model_limits,json=modelLimits,proto3" json:"model_limits,omitempty"`
+	// When and how a conversation that grows too long is summarised. Unset: never.
+	Compaction *PinnedCompaction `protobuf:"bytes,22,opt,name=compaction,proto3" json:"compaction,omitempty"`
+	// Which old outputs of tools the model sees no more. Unset: none.
+	Pruning *Pruning `protobuf:"bytes,23,opt,name=pruning,proto3" json:"pruning,omitempty"`
+	// Those of the models that are told the form of the answer in their instructions, since they cannot be made to keep
+	// to it.
+	EmulatingModels []string `protobuf:"bytes,25,rep,name=emulating_models,json=emulatingModels,proto3" json:"emulating_models,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *RunDefinition) Reset() {
@@ -339,6 +350,41 @@ func (x *RunDefinition) GetInheritedPermissions() []*PermissionScope {
 	return nil
 }
 
+func (x *RunDefinition) GetSources() []*ContextSource {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *RunDefinition) GetModelLimits() []*ModelLimits {
+	if x != nil {
+		return x.ModelLimits
+	}
+	return nil
+}
+
+func (x *RunDefinition) GetCompaction() *PinnedCompaction {
+	if x != nil {
+		return x.Compaction
+	}
+	return nil
+}
+
+func (x *RunDefinition) GetPruning() *Pruning {
+	if x != nil {
+		return x.Pruning
+	}
+	return nil
+}
+
+func (x *RunDefinition) GetEmulatingModels() []string {
+	if x != nil {
+		return x.EmulatingModels
+	}
+	return nil
+}
+
 // ToolScope is a choice of tools.
 type ToolScope struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -449,6 +495,273 @@ func (x *PermissionScope) GetDefaultPermission() PermissionAction {
 	return PermissionAction_PERMISSION_ACTION_UNSPECIFIED
 }
 
+// Compaction says when and how the oldest part of a conversation is summarised, for the model only. An unset field of
+// an agent has the operator's value.
+type Compaction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether conversations are summarised by themselves. Default true.
+	Enabled *bool `protobuf:"varint,1,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
+	// The share of the model's window, above 0 and at most 1, from which on a call is made smaller first. Where the
+	// window is not known this happens only when the model refused the call for its length. Default 0.8.
+	Threshold *float64 `protobuf:"fixed64,2,opt,name=threshold,proto3,oneof" json:"threshold,omitempty"`
+	// Most estimated tokens of the newest messages, which are kept as they are. Default: a quarter of the window.
+	TailTokens *int64 `protobuf:"varint,3,opt,name=tail_tokens,json=tailTokens,proto3,oneof" json:"tail_tokens,omitempty"`
+	// Most messages that are kept as they are. Unset: as many as tail_tokens allows.
+	TailMessages *int32 `protobuf:"varint,4,opt,name=tail_messages,json=tailMessages,proto3,oneof" json:"tail_messages,omitempty"`
+	// The model that writes summaries, "provider/name" or an alias. Empty: the run's own.
+	Model string `protobuf:"bytes,5,opt,name=model,proto3" json:"model,omitempty"`
+	// What the model is told to do with the conversation, at most 16 KiB. Empty: the daemon's own text.
+	Instructions string `protobuf:"bytes,6,opt,name=instructions,proto3" json:"instructions,omitempty"`
+	// Most tokens of a summary, which is never more than an eighth of the window. Default 1024.
+	SummaryTokens *int32 `protobuf:"varint,7,opt,name=summary_tokens,json=summaryTokens,proto3,oneof" json:"summary_tokens,omitempty"`
+	// How long a summary may take. Default 120 s.
+	Timeout *durationpb.Duration `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	// How many failures in a row open the session's circuit. Default 3.
+	Failures *int32 `protobuf:"varint,9,opt,name=failures,proto3,oneof" json:"failures,omitempty"`
+	// How long the circuit stays open. Default 300 s.
+	CoolDown      *durationpb.Duration `protobuf:"bytes,10,opt,name=cool_down,json=coolDown,proto3" json:"cool_down,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Compaction) Reset() {
+	*x = Compaction{}
+	mi := &file_behest_v1_definition_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Compaction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Compaction) ProtoMessage() {}
+
+func (x *Compaction) ProtoReflect() protoreflect.Message {
+	mi := &file_behest_v1_definition_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Compaction.ProtoReflect.Descriptor instead.
+func (*Compaction) Descriptor() ([]byte, []int) {
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Compaction) GetEnabled() bool {
+	if x != nil && x.Enabled != nil {
+		return *x.Enabled
+	}
+	return false
+}
+
+func (x *Compaction) GetThreshold() float64 {
+	if x != nil && x.Threshold != nil {
+		return *x.Threshold
+	}
+	return 0
+}
+
+func (x *Compaction) GetTailTokens() int64 {
+	if x != nil && x.TailTokens != nil {
+		return *x.TailTokens
+	}
+	return 0
+}
+
+func (x *Compaction) GetTailMessages() int32 {
+	if x != nil && x.TailMessages != nil {
+		return *x.TailMessages
+	}
+	return 0
+}
+
+func (x *Compaction) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *Compaction) GetInstructions() string {
+	if x != nil {
+		return x.Instructions
+	}
+	return ""
+}
+
+func (x *Compaction) GetSummaryTokens() int32 {
+	if x != nil && x.SummaryTokens != nil {
+		return *x.SummaryTokens
+	}
+	return 0
+}
+
+func (x *Compaction) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+func (x *Compaction) GetFailures() int32 {
+	if x != nil && x.Failures != nil {
+		return *x.Failures
+	}
+	return 0
+}
+
+func (x *Compaction) GetCoolDown() *durationpb.Duration {
+	if x != nil {
+		return x.CoolDown
+	}
+	return nil
+}
+
+// PinnedCompaction is what a run is pinned to.
+type PinnedCompaction struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The policy, each field of it set but for model, instructions, tail_tokens and tail_messages.
+	Policy *Compaction `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	// The window of the policy's model in tokens. 0: unknown, or there is none.
+	Window int32 `protobuf:"varint,2,opt,name=window,proto3" json:"window,omitempty"`
+	// The price of the policy's model, as it was when the run was created.
+	Price         *Price `protobuf:"bytes,3,opt,name=price,proto3" json:"price,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinnedCompaction) Reset() {
+	*x = PinnedCompaction{}
+	mi := &file_behest_v1_definition_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinnedCompaction) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinnedCompaction) ProtoMessage() {}
+
+func (x *PinnedCompaction) ProtoReflect() protoreflect.Message {
+	mi := &file_behest_v1_definition_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinnedCompaction.ProtoReflect.Descriptor instead.
+func (*PinnedCompaction) Descriptor() ([]byte, []int) {
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *PinnedCompaction) GetPolicy() *Compaction {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *PinnedCompaction) GetWindow() int32 {
+	if x != nil {
+		return x.Window
+	}
+	return 0
+}
+
+func (x *PinnedCompaction) GetPrice() *Price {
+	if x != nil {
+		return x.Price
+	}
+	return nil
+}
+
+// Pruning says which old outputs of tools the model sees no more: a line that names the output takes their place. They
+// can still be listed. An unset field of an agent has the operator's value.
+type Pruning struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether outputs are left out. Default true.
+	Enabled *bool `protobuf:"varint,1,opt,name=enabled,proto3,oneof" json:"enabled,omitempty"`
+	// How many of the model's latest turns keep their outputs at least. Default 20.
+	KeepTurns *int32 `protobuf:"varint,2,opt,name=keep_turns,json=keepTurns,proto3,oneof" json:"keep_turns,omitempty"`
+	// The least size of an output that is left out, in bytes. Default 4096.
+	OutputBytes *int32 `protobuf:"varint,3,opt,name=output_bytes,json=outputBytes,proto3,oneof" json:"output_bytes,omitempty"`
+	// How many turns lose their outputs at a time, so that calls begin alike for as many turns. Default 10.
+	BlockTurns    *int32 `protobuf:"varint,4,opt,name=block_turns,json=blockTurns,proto3,oneof" json:"block_turns,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Pruning) Reset() {
+	*x = Pruning{}
+	mi := &file_behest_v1_definition_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Pruning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Pruning) ProtoMessage() {}
+
+func (x *Pruning) ProtoReflect() protoreflect.Message {
+	mi := &file_behest_v1_definition_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Pruning.ProtoReflect.Descriptor instead.
+func (*Pruning) Descriptor() ([]byte, []int) {
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Pruning) GetEnabled() bool {
+	if x != nil && x.Enabled != nil {
+		return *x.Enabled
+	}
+	return false
+}
+
+func (x *Pruning) GetKeepTurns() int32 {
+	if x != nil && x.KeepTurns != nil {
+		return *x.KeepTurns
+	}
+	return 0
+}
+
+func (x *Pruning) GetOutputBytes() int32 {
+	if x != nil && x.OutputBytes != nil {
+		return *x.OutputBytes
+	}
+	return 0
+}
+
+func (x *Pruning) GetBlockTurns() int32 {
+	if x != nil && x.BlockTurns != nil {
+		return *x.BlockTurns
+	}
+	return 0
+}
+
 // Limits bound one run. An unset field has its default in an agent and is always set in a definition.
 type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -484,13 +797,15 @@ type Limits struct {
 	MaxChildren *int32 `protobuf:"varint,15,opt,name=max_children,json=maxChildren,proto3,oneof" json:"max_children,omitempty"`
 	// Most child runs of the run at once. A child has at most its parent's limit. Default 4.
 	MaxParallelChildren *int32 `protobuf:"varint,16,opt,name=max_parallel_children,json=maxParallelChildren,proto3,oneof" json:"max_parallel_children,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// Most estimated tokens of earlier runs that the model sees. Unset: no limit but the model's window.
+	MaxHistoryTokens *int64 `protobuf:"varint,17,opt,name=max_history_tokens,json=maxHistoryTokens,proto3,oneof" json:"max_history_tokens,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_behest_v1_definition_proto_msgTypes[3]
+	mi := &file_behest_v1_definition_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +817,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[3]
+	mi := &file_behest_v1_definition_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +830,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{3}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Limits) GetMaxSteps() int32 {
@@ -630,6 +945,13 @@ func (x *Limits) GetMaxParallelChildren() int32 {
 	return 0
 }
 
+func (x *Limits) GetMaxHistoryTokens() int64 {
+	if x != nil && x.MaxHistoryTokens != nil {
+		return *x.MaxHistoryTokens
+	}
+	return 0
+}
+
 // DoomLoop says when repeated tool calls end a run.
 type DoomLoop struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -645,7 +967,7 @@ type DoomLoop struct {
 
 func (x *DoomLoop) Reset() {
 	*x = DoomLoop{}
-	mi := &file_behest_v1_definition_proto_msgTypes[4]
+	mi := &file_behest_v1_definition_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -657,7 +979,7 @@ func (x *DoomLoop) String() string {
 func (*DoomLoop) ProtoMessage() {}
 
 func (x *DoomLoop) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[4]
+	mi := &file_behest_v1_definition_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -670,7 +992,7 @@ func (x *DoomLoop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoomLoop.ProtoReflect.Descriptor instead.
 func (*DoomLoop) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{4}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *DoomLoop) GetAction() DoomLoopAction {
@@ -711,7 +1033,7 @@ type Budgets struct {
 
 func (x *Budgets) Reset() {
 	*x = Budgets{}
-	mi := &file_behest_v1_definition_proto_msgTypes[5]
+	mi := &file_behest_v1_definition_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -723,7 +1045,7 @@ func (x *Budgets) String() string {
 func (*Budgets) ProtoMessage() {}
 
 func (x *Budgets) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[5]
+	mi := &file_behest_v1_definition_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -736,7 +1058,7 @@ func (x *Budgets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Budgets.ProtoReflect.Descriptor instead.
 func (*Budgets) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{5}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Budgets) GetMaxSteps() int32 {
@@ -787,7 +1109,7 @@ type PermissionRule struct {
 
 func (x *PermissionRule) Reset() {
 	*x = PermissionRule{}
-	mi := &file_behest_v1_definition_proto_msgTypes[6]
+	mi := &file_behest_v1_definition_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -799,7 +1121,7 @@ func (x *PermissionRule) String() string {
 func (*PermissionRule) ProtoMessage() {}
 
 func (x *PermissionRule) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[6]
+	mi := &file_behest_v1_definition_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -812,7 +1134,7 @@ func (x *PermissionRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PermissionRule.ProtoReflect.Descriptor instead.
 func (*PermissionRule) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{6}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *PermissionRule) GetTool() string {
@@ -847,7 +1169,7 @@ var File_behest_v1_definition_proto protoreflect.FileDescriptor
 
 const file_behest_v1_definition_proto_rawDesc = "" +
 	"\n" +
-	"\x1abehest/v1/definition.proto\x12\tbehest.v1\x1a\x14behest/v1/chat.proto\x1a\x15behest/v1/model.proto\x1a\x14behest/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\"\xc1\a\n" +
+	"\x1abehest/v1/definition.proto\x12\tbehest.v1\x1a\x14behest/v1/chat.proto\x1a\x17behest/v1/context.proto\x1a\x15behest/v1/model.proto\x1a\x14behest/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\"\xc6\t\n" +
 	"\rRunDefinition\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12#\n" +
 	"\ragent_version\x18\x02 \x01(\x03R\fagentVersion\x12\"\n" +
@@ -869,13 +1191,58 @@ const file_behest_v1_definition_proto_rawDesc = "" +
 	"\x10approval_timeout\x18\x10 \x01(\v2\x19.google.protobuf.DurationR\x0fapprovalTimeout\x125\n" +
 	"\vtool_scopes\x18\x11 \x03(\v2\x14.behest.v1.ToolScopeR\n" +
 	"toolScopes\x12O\n" +
-	"\x15inherited_permissions\x18\x12 \x03(\v2\x1a.behest.v1.PermissionScopeR\x14inheritedPermissions\"!\n" +
+	"\x15inherited_permissions\x18\x12 \x03(\v2\x1a.behest.v1.PermissionScopeR\x14inheritedPermissions\x122\n" +
+	"\asources\x18\x13 \x03(\v2\x18.behest.v1.ContextSourceR\asources\x129\n" +
+	"\fmodel_limits\x18\x14 \x03(\v2\x16.behest.v1.ModelLimitsR\vmodelLimits\x12;\n" +
+	"\n" +
+	"compaction\x18\x16 \x01(\v2\x1b.behest.v1.PinnedCompactionR\n" +
+	"compaction\x12,\n" +
+	"\apruning\x18\x17 \x01(\v2\x12.behest.v1.PruningR\apruning\x12)\n" +
+	"\x10emulating_models\x18\x19 \x03(\tR\x0femulatingModels\"!\n" +
 	"\tToolScope\x12\x14\n" +
 	"\x05tools\x18\x01 \x03(\tR\x05tools\"\xf3\x01\n" +
 	"\x0fPermissionScope\x12L\n" +
 	"\x14operator_permissions\x18\x01 \x03(\v2\x19.behest.v1.PermissionRuleR\x13operatorPermissions\x12F\n" +
 	"\x11agent_permissions\x18\x02 \x03(\v2\x19.behest.v1.PermissionRuleR\x10agentPermissions\x12J\n" +
-	"\x12default_permission\x18\x03 \x01(\x0e2\x1b.behest.v1.PermissionActionR\x11defaultPermission\"\x9d\b\n" +
+	"\x12default_permission\x18\x03 \x01(\x0e2\x1b.behest.v1.PermissionActionR\x11defaultPermission\"\xee\x03\n" +
+	"\n" +
+	"Compaction\x12\x1d\n" +
+	"\aenabled\x18\x01 \x01(\bH\x00R\aenabled\x88\x01\x01\x12!\n" +
+	"\tthreshold\x18\x02 \x01(\x01H\x01R\tthreshold\x88\x01\x01\x12$\n" +
+	"\vtail_tokens\x18\x03 \x01(\x03H\x02R\n" +
+	"tailTokens\x88\x01\x01\x12(\n" +
+	"\rtail_messages\x18\x04 \x01(\x05H\x03R\ftailMessages\x88\x01\x01\x12\x14\n" +
+	"\x05model\x18\x05 \x01(\tR\x05model\x12\"\n" +
+	"\finstructions\x18\x06 \x01(\tR\finstructions\x12*\n" +
+	"\x0esummary_tokens\x18\a \x01(\x05H\x04R\rsummaryTokens\x88\x01\x01\x123\n" +
+	"\atimeout\x18\b \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12\x1f\n" +
+	"\bfailures\x18\t \x01(\x05H\x05R\bfailures\x88\x01\x01\x126\n" +
+	"\tcool_down\x18\n" +
+	" \x01(\v2\x19.google.protobuf.DurationR\bcoolDownB\n" +
+	"\n" +
+	"\b_enabledB\f\n" +
+	"\n" +
+	"_thresholdB\x0e\n" +
+	"\f_tail_tokensB\x10\n" +
+	"\x0e_tail_messagesB\x11\n" +
+	"\x0f_summary_tokensB\v\n" +
+	"\t_failures\"\x81\x01\n" +
+	"\x10PinnedCompaction\x12-\n" +
+	"\x06policy\x18\x01 \x01(\v2\x15.behest.v1.CompactionR\x06policy\x12\x16\n" +
+	"\x06window\x18\x02 \x01(\x05R\x06window\x12&\n" +
+	"\x05price\x18\x03 \x01(\v2\x10.behest.v1.PriceR\x05price\"\xd6\x01\n" +
+	"\aPruning\x12\x1d\n" +
+	"\aenabled\x18\x01 \x01(\bH\x00R\aenabled\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"keep_turns\x18\x02 \x01(\x05H\x01R\tkeepTurns\x88\x01\x01\x12&\n" +
+	"\foutput_bytes\x18\x03 \x01(\x05H\x02R\voutputBytes\x88\x01\x01\x12$\n" +
+	"\vblock_turns\x18\x04 \x01(\x05H\x03R\n" +
+	"blockTurns\x88\x01\x01B\n" +
+	"\n" +
+	"\b_enabledB\r\n" +
+	"\v_keep_turnsB\x0f\n" +
+	"\r_output_bytesB\x0e\n" +
+	"\f_block_turns\"\xe7\b\n" +
 	"\x06Limits\x12 \n" +
 	"\tmax_steps\x18\x01 \x01(\x05H\x00R\bmaxSteps\x88\x01\x01\x12)\n" +
 	"\x0emax_tool_calls\x18\x02 \x01(\x05H\x01R\fmaxToolCalls\x88\x01\x01\x12-\n" +
@@ -895,7 +1262,8 @@ const file_behest_v1_definition_proto_rawDesc = "" +
 	"R\x12maxHistoryMessages\x88\x01\x01\x12 \n" +
 	"\tmax_depth\x18\x0e \x01(\x05H\vR\bmaxDepth\x88\x01\x01\x12&\n" +
 	"\fmax_children\x18\x0f \x01(\x05H\fR\vmaxChildren\x88\x01\x01\x127\n" +
-	"\x15max_parallel_children\x18\x10 \x01(\x05H\rR\x13maxParallelChildren\x88\x01\x01B\f\n" +
+	"\x15max_parallel_children\x18\x10 \x01(\x05H\rR\x13maxParallelChildren\x88\x01\x01\x121\n" +
+	"\x12max_history_tokens\x18\x11 \x01(\x03H\x0eR\x10maxHistoryTokens\x88\x01\x01B\f\n" +
 	"\n" +
 	"_max_stepsB\x11\n" +
 	"\x0f_max_tool_callsB\x13\n" +
@@ -911,7 +1279,8 @@ const file_behest_v1_definition_proto_rawDesc = "" +
 	"\n" +
 	"_max_depthB\x0f\n" +
 	"\r_max_childrenB\x18\n" +
-	"\x16_max_parallel_children\"\x96\x01\n" +
+	"\x16_max_parallel_childrenB\x15\n" +
+	"\x13_max_history_tokens\"\x96\x01\n" +
 	"\bDoomLoop\x121\n" +
 	"\x06action\x18\x01 \x01(\x0e2\x19.behest.v1.DoomLoopActionR\x06action\x12\x1d\n" +
 	"\arepeats\x18\x02 \x01(\x05H\x00R\arepeats\x88\x01\x01\x12\x1f\n" +
@@ -963,51 +1332,64 @@ func file_behest_v1_definition_proto_rawDescGZIP() []byte {
 }
 
 var file_behest_v1_definition_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_behest_v1_definition_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_behest_v1_definition_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_behest_v1_definition_proto_goTypes = []any{
 	(DoomLoopAction)(0),         // 0: behest.v1.DoomLoopAction
 	(PermissionAction)(0),       // 1: behest.v1.PermissionAction
 	(*RunDefinition)(nil),       // 2: behest.v1.RunDefinition
 	(*ToolScope)(nil),           // 3: behest.v1.ToolScope
 	(*PermissionScope)(nil),     // 4: behest.v1.PermissionScope
-	(*Limits)(nil),              // 5: behest.v1.Limits
-	(*DoomLoop)(nil),            // 6: behest.v1.DoomLoop
-	(*Budgets)(nil),             // 7: behest.v1.Budgets
-	(*PermissionRule)(nil),      // 8: behest.v1.PermissionRule
-	nil,                         // 9: behest.v1.PermissionRule.ArgumentsEntry
-	(*Tool)(nil),                // 10: behest.v1.Tool
-	(*ToolChoice)(nil),          // 11: behest.v1.ToolChoice
-	(*Sampling)(nil),            // 12: behest.v1.Sampling
-	(*ResponseFormat)(nil),      // 13: behest.v1.ResponseFormat
-	(*Price)(nil),               // 14: behest.v1.Price
-	(*durationpb.Duration)(nil), // 15: google.protobuf.Duration
+	(*Compaction)(nil),          // 5: behest.v1.Compaction
+	(*PinnedCompaction)(nil),    // 6: behest.v1.PinnedCompaction
+	(*Pruning)(nil),             // 7: behest.v1.Pruning
+	(*Limits)(nil),              // 8: behest.v1.Limits
+	(*DoomLoop)(nil),            // 9: behest.v1.DoomLoop
+	(*Budgets)(nil),             // 10: behest.v1.Budgets
+	(*PermissionRule)(nil),      // 11: behest.v1.PermissionRule
+	nil,                         // 12: behest.v1.PermissionRule.ArgumentsEntry
+	(*Tool)(nil),                // 13: behest.v1.Tool
+	(*ToolChoice)(nil),          // 14: behest.v1.ToolChoice
+	(*Sampling)(nil),            // 15: behest.v1.Sampling
+	(*ResponseFormat)(nil),      // 16: behest.v1.ResponseFormat
+	(*Price)(nil),               // 17: behest.v1.Price
+	(*durationpb.Duration)(nil), // 18: google.protobuf.Duration
+	(*ContextSource)(nil),       // 19: behest.v1.ContextSource
+	(*ModelLimits)(nil),         // 20: behest.v1.ModelLimits
 }
 var file_behest_v1_definition_proto_depIdxs = []int32{
-	10, // 0: behest.v1.RunDefinition.tools:type_name -> behest.v1.Tool
-	11, // 1: behest.v1.RunDefinition.tool_choice:type_name -> behest.v1.ToolChoice
-	12, // 2: behest.v1.RunDefinition.sampling:type_name -> behest.v1.Sampling
-	13, // 3: behest.v1.RunDefinition.response_format:type_name -> behest.v1.ResponseFormat
-	8,  // 4: behest.v1.RunDefinition.operator_permissions:type_name -> behest.v1.PermissionRule
-	8,  // 5: behest.v1.RunDefinition.agent_permissions:type_name -> behest.v1.PermissionRule
-	5,  // 6: behest.v1.RunDefinition.limits:type_name -> behest.v1.Limits
+	13, // 0: behest.v1.RunDefinition.tools:type_name -> behest.v1.Tool
+	14, // 1: behest.v1.RunDefinition.tool_choice:type_name -> behest.v1.ToolChoice
+	15, // 2: behest.v1.RunDefinition.sampling:type_name -> behest.v1.Sampling
+	16, // 3: behest.v1.RunDefinition.response_format:type_name -> behest.v1.ResponseFormat
+	11, // 4: behest.v1.RunDefinition.operator_permissions:type_name -> behest.v1.PermissionRule
+	11, // 5: behest.v1.RunDefinition.agent_permissions:type_name -> behest.v1.PermissionRule
+	8,  // 6: behest.v1.RunDefinition.limits:type_name -> behest.v1.Limits
 	1,  // 7: behest.v1.RunDefinition.default_permission:type_name -> behest.v1.PermissionAction
-	14, // 8: behest.v1.RunDefinition.prices:type_name -> behest.v1.Price
-	15, // 9: behest.v1.RunDefinition.approval_timeout:type_name -> google.protobuf.Duration
+	17, // 8: behest.v1.RunDefinition.prices:type_name -> behest.v1.Price
+	18, // 9: behest.v1.RunDefinition.approval_timeout:type_name -> google.protobuf.Duration
 	3,  // 10: behest.v1.RunDefinition.tool_scopes:type_name -> behest.v1.ToolScope
 	4,  // 11: behest.v1.RunDefinition.inherited_permissions:type_name -> behest.v1.PermissionScope
-	8,  // 12: behest.v1.PermissionScope.operator_permissions:type_name -> behest.v1.PermissionRule
-	8,  // 13: behest.v1.PermissionScope.agent_permissions:type_name -> behest.v1.PermissionRule
-	1,  // 14: behest.v1.PermissionScope.default_permission:type_name -> behest.v1.PermissionAction
-	15, // 15: behest.v1.Limits.timeout:type_name -> google.protobuf.Duration
-	6,  // 16: behest.v1.Limits.doom_loop:type_name -> behest.v1.DoomLoop
-	0,  // 17: behest.v1.DoomLoop.action:type_name -> behest.v1.DoomLoopAction
-	9,  // 18: behest.v1.PermissionRule.arguments:type_name -> behest.v1.PermissionRule.ArgumentsEntry
-	1,  // 19: behest.v1.PermissionRule.action:type_name -> behest.v1.PermissionAction
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	19, // 12: behest.v1.RunDefinition.sources:type_name -> behest.v1.ContextSource
+	20, // 13: behest.v1.RunDefinition.model_limits:type_name -> behest.v1.ModelLimits
+	6,  // 14: behest.v1.RunDefinition.compaction:type_name -> behest.v1.PinnedCompaction
+	7,  // 15: behest.v1.RunDefinition.pruning:type_name -> behest.v1.Pruning
+	11, // 16: behest.v1.PermissionScope.operator_permissions:type_name -> behest.v1.PermissionRule
+	11, // 17: behest.v1.PermissionScope.agent_permissions:type_name -> behest.v1.PermissionRule
+	1,  // 18: behest.v1.PermissionScope.default_permission:type_name -> behest.v1.PermissionAction
+	18, // 19: behest.v1.Compaction.timeout:type_name -> google.protobuf.Duration
+	18, // 20: behest.v1.Compaction.cool_down:type_name -> google.protobuf.Duration
+	5,  // 21: behest.v1.PinnedCompaction.policy:type_name -> behest.v1.Compaction
+	17, // 22: behest.v1.PinnedCompaction.price:type_name -> behest.v1.Price
+	18, // 23: behest.v1.Limits.timeout:type_name -> google.protobuf.Duration
+	9,  // 24: behest.v1.Limits.doom_loop:type_name -> behest.v1.DoomLoop
+	0,  // 25: behest.v1.DoomLoop.action:type_name -> behest.v1.DoomLoopAction
+	12, // 26: behest.v1.PermissionRule.arguments:type_name -> behest.v1.PermissionRule.ArgumentsEntry
+	1,  // 27: behest.v1.PermissionRule.action:type_name -> behest.v1.PermissionAction
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_definition_proto_init() }
@@ -1016,18 +1398,21 @@ func file_behest_v1_definition_proto_init() {
 		return
 	}
 	file_behest_v1_chat_proto_init()
+	file_behest_v1_context_proto_init()
 	file_behest_v1_model_proto_init()
 	file_behest_v1_tool_proto_init()
 	file_behest_v1_definition_proto_msgTypes[3].OneofWrappers = []any{}
-	file_behest_v1_definition_proto_msgTypes[4].OneofWrappers = []any{}
 	file_behest_v1_definition_proto_msgTypes[5].OneofWrappers = []any{}
+	file_behest_v1_definition_proto_msgTypes[6].OneofWrappers = []any{}
+	file_behest_v1_definition_proto_msgTypes[7].OneofWrappers = []any{}
+	file_behest_v1_definition_proto_msgTypes[8].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_behest_v1_definition_proto_rawDesc), len(file_behest_v1_definition_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   8,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

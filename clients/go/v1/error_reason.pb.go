@@ -93,6 +93,8 @@ const (
 	ErrorReason_ERROR_REASON_RUNTIME_PAUSED ErrorReason = 402
 	// A fault of the daemon. INTERNAL.
 	ErrorReason_ERROR_REASON_RUNTIME_INTERNAL ErrorReason = 403
+	// The namespace would pass its budget. RESOURCE_EXHAUSTED; budget, limit, used, reserved.
+	ErrorReason_ERROR_REASON_RUNTIME_BUDGET ErrorReason = 404
 	// The events asked for are deleted. OUT_OF_RANGE; oldestSequence.
 	ErrorReason_ERROR_REASON_WATCH_COMPACTED ErrorReason = 500
 	// The sequence asked for is beyond the last event. OUT_OF_RANGE; headSequence.
@@ -115,6 +117,8 @@ const (
 	ErrorReason_ERROR_REASON_SESSION_DATA_NOT_FOUND ErrorReason = 605
 	// There is no such message. NOT_FOUND; messageId.
 	ErrorReason_ERROR_REASON_SESSION_MESSAGE_NOT_FOUND ErrorReason = 606
+	// The session would pass its budget. RESOURCE_EXHAUSTED; budget, limit, used, reserved.
+	ErrorReason_ERROR_REASON_SESSION_BUDGET ErrorReason = 607
 	// There is no such agent. NOT_FOUND; agentId.
 	ErrorReason_ERROR_REASON_AGENT_NOT_FOUND ErrorReason = 700
 	// The chosen agent id exists. ALREADY_EXISTS; agentId.
@@ -129,7 +133,7 @@ const (
 	ErrorReason_ERROR_REASON_PROVIDER_NOT_FOUND ErrorReason = 801
 	// The model cannot do what is asked. FAILED_PRECONDITION; model, capability.
 	ErrorReason_ERROR_REASON_PROVIDER_CAPABILITY_MISSING ErrorReason = 802
-	// The provider asks to wait. RESOURCE_EXHAUSTED; model, retryAfterSeconds.
+	// The provider asks to wait, or a limit of the daemon's own does. RESOURCE_EXHAUSTED; model, retryAfterSeconds.
 	ErrorReason_ERROR_REASON_PROVIDER_RATE_LIMITED ErrorReason = 803
 	// Money or quota at the provider is spent. RESOURCE_EXHAUSTED; model.
 	ErrorReason_ERROR_REASON_PROVIDER_QUOTA ErrorReason = 804
@@ -145,7 +149,8 @@ const (
 	ErrorReason_ERROR_REASON_PROVIDER_CREDENTIALS_REJECTED ErrorReason = 809
 	// The provider does not know the model. FAILED_PRECONDITION; model.
 	ErrorReason_ERROR_REASON_PROVIDER_MODEL_REJECTED ErrorReason = 810
-	// The conversation does not fit the model. FAILED_PRECONDITION; model.
+	// The conversation does not fit the model, or a text its embeddings. FAILED_PRECONDITION; model, and where it is known
+	// tokens, limitTokens, index (of the text).
 	ErrorReason_ERROR_REASON_PROVIDER_CONTEXT_TOO_LONG ErrorReason = 811
 	// The provider refuses the content. FAILED_PRECONDITION; model.
 	ErrorReason_ERROR_REASON_PROVIDER_CONTENT_REFUSED ErrorReason = 812
@@ -235,6 +240,8 @@ const (
 	ErrorReason_ERROR_REASON_REASONING_GRAPH_INVALID ErrorReason = 1302
 	// The configuration breaks a rule; the old one stays in force. INVALID_ARGUMENT; key, source.
 	ErrorReason_ERROR_REASON_RUNTIME_CONFIG_INVALID ErrorReason = 1303
+	// There is no such context source. NOT_FOUND; source.
+	ErrorReason_ERROR_REASON_CONTEXT_SOURCE_NOT_FOUND ErrorReason = 1304
 	// The daemon cannot be reached. UNAVAILABLE.
 	ErrorReason_ERROR_REASON_TRANSPORT_UNAVAILABLE ErrorReason = 1400
 	// The call took longer than its own deadline. Whether it took effect is not known. DEADLINE_EXCEEDED.
@@ -285,6 +292,7 @@ var (
 		401:  "ERROR_REASON_RUNTIME_DRAINING",
 		402:  "ERROR_REASON_RUNTIME_PAUSED",
 		403:  "ERROR_REASON_RUNTIME_INTERNAL",
+		404:  "ERROR_REASON_RUNTIME_BUDGET",
 		500:  "ERROR_REASON_WATCH_COMPACTED",
 		501:  "ERROR_REASON_WATCH_AHEAD",
 		502:  "ERROR_REASON_WATCH_STALLED",
@@ -296,6 +304,7 @@ var (
 		604:  "ERROR_REASON_SESSION_VERSION_MISMATCH",
 		605:  "ERROR_REASON_SESSION_DATA_NOT_FOUND",
 		606:  "ERROR_REASON_SESSION_MESSAGE_NOT_FOUND",
+		607:  "ERROR_REASON_SESSION_BUDGET",
 		700:  "ERROR_REASON_AGENT_NOT_FOUND",
 		701:  "ERROR_REASON_AGENT_ID_TAKEN",
 		702:  "ERROR_REASON_AGENT_VERSION_MISMATCH",
@@ -356,6 +365,7 @@ var (
 		1301: "ERROR_REASON_CONTEXT_WINDOW_EXCEEDED",
 		1302: "ERROR_REASON_REASONING_GRAPH_INVALID",
 		1303: "ERROR_REASON_RUNTIME_CONFIG_INVALID",
+		1304: "ERROR_REASON_CONTEXT_SOURCE_NOT_FOUND",
 		1400: "ERROR_REASON_TRANSPORT_UNAVAILABLE",
 		1401: "ERROR_REASON_TRANSPORT_DEADLINE",
 		1402: "ERROR_REASON_TRANSPORT_CANCELLED",
@@ -397,6 +407,7 @@ var (
 		"ERROR_REASON_RUNTIME_DRAINING":              401,
 		"ERROR_REASON_RUNTIME_PAUSED":                402,
 		"ERROR_REASON_RUNTIME_INTERNAL":              403,
+		"ERROR_REASON_RUNTIME_BUDGET":                404,
 		"ERROR_REASON_WATCH_COMPACTED":               500,
 		"ERROR_REASON_WATCH_AHEAD":                   501,
 		"ERROR_REASON_WATCH_STALLED":                 502,
@@ -408,6 +419,7 @@ var (
 		"ERROR_REASON_SESSION_VERSION_MISMATCH":      604,
 		"ERROR_REASON_SESSION_DATA_NOT_FOUND":        605,
 		"ERROR_REASON_SESSION_MESSAGE_NOT_FOUND":     606,
+		"ERROR_REASON_SESSION_BUDGET":                607,
 		"ERROR_REASON_AGENT_NOT_FOUND":               700,
 		"ERROR_REASON_AGENT_ID_TAKEN":                701,
 		"ERROR_REASON_AGENT_VERSION_MISMATCH":        702,
@@ -468,6 +480,7 @@ var (
 		"ERROR_REASON_CONTEXT_WINDOW_EXCEEDED":       1301,
 		"ERROR_REASON_REASONING_GRAPH_INVALID":       1302,
 		"ERROR_REASON_RUNTIME_CONFIG_INVALID":        1303,
+		"ERROR_REASON_CONTEXT_SOURCE_NOT_FOUND":      1304,
 		"ERROR_REASON_TRANSPORT_UNAVAILABLE":         1400,
 		"ERROR_REASON_TRANSPORT_DEADLINE":            1401,
 		"ERROR_REASON_TRANSPORT_CANCELLED":           1402,
@@ -508,7 +521,7 @@ var File_behest_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_behest_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cbehest/v1/error_reason.proto\x12\tbehest.v1*\xcf \n" +
+	"\x1cbehest/v1/error_reason.proto\x12\tbehest.v1*\xbf!\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cERROR_REASON_REQUEST_INVALID\x10d\x12\"\n" +
@@ -542,7 +555,8 @@ const file_behest_v1_error_reason_proto_rawDesc = "" +
 	"\x1fERROR_REASON_RUNTIME_OVERLOADED\x10\x90\x03\x12\"\n" +
 	"\x1dERROR_REASON_RUNTIME_DRAINING\x10\x91\x03\x12 \n" +
 	"\x1bERROR_REASON_RUNTIME_PAUSED\x10\x92\x03\x12\"\n" +
-	"\x1dERROR_REASON_RUNTIME_INTERNAL\x10\x93\x03\x12!\n" +
+	"\x1dERROR_REASON_RUNTIME_INTERNAL\x10\x93\x03\x12 \n" +
+	"\x1bERROR_REASON_RUNTIME_BUDGET\x10\x94\x03\x12!\n" +
 	"\x1cERROR_REASON_WATCH_COMPACTED\x10\xf4\x03\x12\x1d\n" +
 	"\x18ERROR_REASON_WATCH_AHEAD\x10\xf5\x03\x12\x1f\n" +
 	"\x1aERROR_REASON_WATCH_STALLED\x10\xf6\x03\x12&\n" +
@@ -553,7 +567,8 @@ const file_behest_v1_error_reason_proto_rawDesc = "" +
 	"\x1dERROR_REASON_SESSION_ARCHIVED\x10\xdb\x04\x12*\n" +
 	"%ERROR_REASON_SESSION_VERSION_MISMATCH\x10\xdc\x04\x12(\n" +
 	"#ERROR_REASON_SESSION_DATA_NOT_FOUND\x10\xdd\x04\x12+\n" +
-	"&ERROR_REASON_SESSION_MESSAGE_NOT_FOUND\x10\xde\x04\x12!\n" +
+	"&ERROR_REASON_SESSION_MESSAGE_NOT_FOUND\x10\xde\x04\x12 \n" +
+	"\x1bERROR_REASON_SESSION_BUDGET\x10\xdf\x04\x12!\n" +
 	"\x1cERROR_REASON_AGENT_NOT_FOUND\x10\xbc\x05\x12 \n" +
 	"\x1bERROR_REASON_AGENT_ID_TAKEN\x10\xbd\x05\x12(\n" +
 	"#ERROR_REASON_AGENT_VERSION_MISMATCH\x10\xbe\x05\x12\x1e\n" +
@@ -617,6 +632,8 @@ const file_behest_v1_error_reason_proto_rawDesc = "" +
 	"$ERROR_REASON_REASONING_GRAPH_INVALID\x10\x96\n" +
 	"\x12(\n" +
 	"#ERROR_REASON_RUNTIME_CONFIG_INVALID\x10\x97\n" +
+	"\x12*\n" +
+	"%ERROR_REASON_CONTEXT_SOURCE_NOT_FOUND\x10\x98\n" +
 	"\x12'\n" +
 	"\"ERROR_REASON_TRANSPORT_UNAVAILABLE\x10\xf8\n" +
 	"\x12$\n" +

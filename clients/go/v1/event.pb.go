@@ -67,6 +67,7 @@ type Event struct {
 	//	*Event_ModelCompleted
 	//	*Event_ModelFailed
 	//	*Event_ModelSuperseded
+	//	*Event_AnswerRejected
 	//	*Event_ToolStarted
 	//	*Event_ToolCompleted
 	//	*Event_ToolFailed
@@ -78,6 +79,8 @@ type Event struct {
 	//	*Event_ContextBuilt
 	//	*Event_ContextCompacted
 	//	*Event_CompactionCircuitOpened
+	//	*Event_ContextCompactionRequested
+	//	*Event_ContextCompactionFailed
 	Payload       isEvent_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -365,6 +368,15 @@ func (x *Event) GetModelSuperseded() *ModelSuperseded {
 	return nil
 }
 
+func (x *Event) GetAnswerRejected() *AnswerRejected {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_AnswerRejected); ok {
+			return x.AnswerRejected
+		}
+	}
+	return nil
+}
+
 func (x *Event) GetToolStarted() *ToolStarted {
 	if x != nil {
 		if x, ok := x.Payload.(*Event_ToolStarted); ok {
@@ -459,6 +471,24 @@ func (x *Event) GetCompactionCircuitOpened() *CompactionCircuitOpened {
 	if x != nil {
 		if x, ok := x.Payload.(*Event_CompactionCircuitOpened); ok {
 			return x.CompactionCircuitOpened
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetContextCompactionRequested() *ContextCompactionRequested {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_ContextCompactionRequested); ok {
+			return x.ContextCompactionRequested
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetContextCompactionFailed() *ContextCompactionFailed {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_ContextCompactionFailed); ok {
+			return x.ContextCompactionFailed
 		}
 	}
 	return nil
@@ -573,6 +603,11 @@ type Event_ModelSuperseded struct {
 	ModelSuperseded *ModelSuperseded `protobuf:"bytes,204,opt,name=model_superseded,json=modelSuperseded,proto3,oneof"`
 }
 
+type Event_AnswerRejected struct {
+	// The model's last answer has not the form that was asked for.
+	AnswerRejected *AnswerRejected `protobuf:"bytes,205,opt,name=answer_rejected,json=answerRejected,proto3,oneof"`
+}
+
 type Event_ToolStarted struct {
 	// A tool call is about to leave.
 	ToolStarted *ToolStarted `protobuf:"bytes,300,opt,name=tool_started,json=toolStarted,proto3,oneof"`
@@ -628,6 +663,16 @@ type Event_CompactionCircuitOpened struct {
 	CompactionCircuitOpened *CompactionCircuitOpened `protobuf:"bytes,502,opt,name=compaction_circuit_opened,json=compactionCircuitOpened,proto3,oneof"`
 }
 
+type Event_ContextCompactionRequested struct {
+	// A call for a summary is about to leave.
+	ContextCompactionRequested *ContextCompactionRequested `protobuf:"bytes,503,opt,name=context_compaction_requested,json=contextCompactionRequested,proto3,oneof"`
+}
+
+type Event_ContextCompactionFailed struct {
+	// An attempt at a summary came to nothing.
+	ContextCompactionFailed *ContextCompactionFailed `protobuf:"bytes,504,opt,name=context_compaction_failed,json=contextCompactionFailed,proto3,oneof"`
+}
+
 func (*Event_RunCreated) isEvent_Payload() {}
 
 func (*Event_RunClaimed) isEvent_Payload() {}
@@ -670,6 +715,8 @@ func (*Event_ModelFailed) isEvent_Payload() {}
 
 func (*Event_ModelSuperseded) isEvent_Payload() {}
 
+func (*Event_AnswerRejected) isEvent_Payload() {}
+
 func (*Event_ToolStarted) isEvent_Payload() {}
 
 func (*Event_ToolCompleted) isEvent_Payload() {}
@@ -692,11 +739,15 @@ func (*Event_ContextCompacted) isEvent_Payload() {}
 
 func (*Event_CompactionCircuitOpened) isEvent_Payload() {}
 
+func (*Event_ContextCompactionRequested) isEvent_Payload() {}
+
+func (*Event_ContextCompactionFailed) isEvent_Payload() {}
+
 var File_behest_v1_event_proto protoreflect.FileDescriptor
 
 const file_behest_v1_event_proto_rawDesc = "" +
 	"\n" +
-	"\x15behest/v1/event.proto\x12\tbehest.v1\x1a\x1ebehest/v1/approval_event.proto\x1a\x1dbehest/v1/context_event.proto\x1a\x1bbehest/v1/model_event.proto\x1a\x19behest/v1/run_event.proto\x1a\x1abehest/v1/tool_event.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x13\n" +
+	"\x15behest/v1/event.proto\x12\tbehest.v1\x1a\x1ebehest/v1/approval_event.proto\x1a\x1dbehest/v1/context_event.proto\x1a\x1bbehest/v1/model_event.proto\x1a\x19behest/v1/run_event.proto\x1a\x1abehest/v1/tool_event.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x15\n" +
 	"\x05Event\x12\x19\n" +
 	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12\x15\n" +
 	"\x06run_id\x18\x02 \x01(\tR\x05runId\x12\x1d\n" +
@@ -735,7 +786,8 @@ const file_behest_v1_event_proto_rawDesc = "" +
 	"modelBound\x12E\n" +
 	"\x0fmodel_completed\x18\xca\x01 \x01(\v2\x19.behest.v1.ModelCompletedH\x00R\x0emodelCompleted\x12<\n" +
 	"\fmodel_failed\x18\xcb\x01 \x01(\v2\x16.behest.v1.ModelFailedH\x00R\vmodelFailed\x12H\n" +
-	"\x10model_superseded\x18\xcc\x01 \x01(\v2\x1a.behest.v1.ModelSupersededH\x00R\x0fmodelSuperseded\x12<\n" +
+	"\x10model_superseded\x18\xcc\x01 \x01(\v2\x1a.behest.v1.ModelSupersededH\x00R\x0fmodelSuperseded\x12E\n" +
+	"\x0fanswer_rejected\x18\xcd\x01 \x01(\v2\x19.behest.v1.AnswerRejectedH\x00R\x0eanswerRejected\x12<\n" +
 	"\ftool_started\x18\xac\x02 \x01(\v2\x16.behest.v1.ToolStartedH\x00R\vtoolStarted\x12B\n" +
 	"\x0etool_completed\x18\xad\x02 \x01(\v2\x18.behest.v1.ToolCompletedH\x00R\rtoolCompleted\x129\n" +
 	"\vtool_failed\x18\xae\x02 \x01(\v2\x15.behest.v1.ToolFailedH\x00R\n" +
@@ -748,7 +800,9 @@ const file_behest_v1_event_proto_rawDesc = "" +
 	"\x10approval_decided\x18\x91\x03 \x01(\v2\x1a.behest.v1.ApprovalDecidedH\x00R\x0fapprovalDecided\x12?\n" +
 	"\rcontext_built\x18\xf4\x03 \x01(\v2\x17.behest.v1.ContextBuiltH\x00R\fcontextBuilt\x12K\n" +
 	"\x11context_compacted\x18\xf5\x03 \x01(\v2\x1b.behest.v1.ContextCompactedH\x00R\x10contextCompacted\x12a\n" +
-	"\x19compaction_circuit_opened\x18\xf6\x03 \x01(\v2\".behest.v1.CompactionCircuitOpenedH\x00R\x17compactionCircuitOpenedB\t\n" +
+	"\x19compaction_circuit_opened\x18\xf6\x03 \x01(\v2\".behest.v1.CompactionCircuitOpenedH\x00R\x17compactionCircuitOpened\x12j\n" +
+	"\x1ccontext_compaction_requested\x18\xf7\x03 \x01(\v2%.behest.v1.ContextCompactionRequestedH\x00R\x1acontextCompactionRequested\x12a\n" +
+	"\x19context_compaction_failed\x18\xf8\x03 \x01(\v2\".behest.v1.ContextCompactionFailedH\x00R\x17contextCompactionFailedB\t\n" +
 	"\apayloadBt\n" +
 	"\rcom.behest.v1B\n" +
 	"EventProtoP\x01Z\x12behest/v1;behestv1\xa2\x02\x03BXX\xaa\x02\tBehest.V1\xca\x02\tBehest\\V1\xe2\x02\x15Behest\\V1\\GPBMetadata\xea\x02\n" +
@@ -768,40 +822,43 @@ func file_behest_v1_event_proto_rawDescGZIP() []byte {
 
 var file_behest_v1_event_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
 var file_behest_v1_event_proto_goTypes = []any{
-	(*Event)(nil),                   // 0: behest.v1.Event
-	(*timestamppb.Timestamp)(nil),   // 1: google.protobuf.Timestamp
-	(*RunCreated)(nil),              // 2: behest.v1.RunCreated
-	(*RunClaimed)(nil),              // 3: behest.v1.RunClaimed
-	(*RunReleased)(nil),             // 4: behest.v1.RunReleased
-	(*RunStarted)(nil),              // 5: behest.v1.RunStarted
-	(*RunWaiting)(nil),              // 6: behest.v1.RunWaiting
-	(*RunResumed)(nil),              // 7: behest.v1.RunResumed
-	(*InputReceived)(nil),           // 8: behest.v1.InputReceived
-	(*RunCancelRequested)(nil),      // 9: behest.v1.RunCancelRequested
-	(*RunDeadlineExceeded)(nil),     // 10: behest.v1.RunDeadlineExceeded
-	(*RunCompleted)(nil),            // 11: behest.v1.RunCompleted
-	(*RunFailed)(nil),               // 12: behest.v1.RunFailed
-	(*RunCancelled)(nil),            // 13: behest.v1.RunCancelled
-	(*RunTimedOut)(nil),             // 14: behest.v1.RunTimedOut
-	(*ChildRunStarted)(nil),         // 15: behest.v1.ChildRunStarted
-	(*ChildRunEnded)(nil),           // 16: behest.v1.ChildRunEnded
-	(*DoomLoopDetected)(nil),        // 17: behest.v1.DoomLoopDetected
-	(*ModelRequested)(nil),          // 18: behest.v1.ModelRequested
-	(*ModelBound)(nil),              // 19: behest.v1.ModelBound
-	(*ModelCompleted)(nil),          // 20: behest.v1.ModelCompleted
-	(*ModelFailed)(nil),             // 21: behest.v1.ModelFailed
-	(*ModelSuperseded)(nil),         // 22: behest.v1.ModelSuperseded
-	(*ToolStarted)(nil),             // 23: behest.v1.ToolStarted
-	(*ToolCompleted)(nil),           // 24: behest.v1.ToolCompleted
-	(*ToolFailed)(nil),              // 25: behest.v1.ToolFailed
-	(*ToolDenied)(nil),              // 26: behest.v1.ToolDenied
-	(*ToolOutcomeUnknown)(nil),      // 27: behest.v1.ToolOutcomeUnknown
-	(*ToolResolved)(nil),            // 28: behest.v1.ToolResolved
-	(*ApprovalRequested)(nil),       // 29: behest.v1.ApprovalRequested
-	(*ApprovalDecided)(nil),         // 30: behest.v1.ApprovalDecided
-	(*ContextBuilt)(nil),            // 31: behest.v1.ContextBuilt
-	(*ContextCompacted)(nil),        // 32: behest.v1.ContextCompacted
-	(*CompactionCircuitOpened)(nil), // 33: behest.v1.CompactionCircuitOpened
+	(*Event)(nil),                      // 0: behest.v1.Event
+	(*timestamppb.Timestamp)(nil),      // 1: google.protobuf.Timestamp
+	(*RunCreated)(nil),                 // 2: behest.v1.RunCreated
+	(*RunClaimed)(nil),                 // 3: behest.v1.RunClaimed
+	(*RunReleased)(nil),                // 4: behest.v1.RunReleased
+	(*RunStarted)(nil),                 // 5: behest.v1.RunStarted
+	(*RunWaiting)(nil),                 // 6: behest.v1.RunWaiting
+	(*RunResumed)(nil),                 // 7: behest.v1.RunResumed
+	(*InputReceived)(nil),              // 8: behest.v1.InputReceived
+	(*RunCancelRequested)(nil),         // 9: behest.v1.RunCancelRequested
+	(*RunDeadlineExceeded)(nil),        // 10: behest.v1.RunDeadlineExceeded
+	(*RunCompleted)(nil),               // 11: behest.v1.RunCompleted
+	(*RunFailed)(nil),                  // 12: behest.v1.RunFailed
+	(*RunCancelled)(nil),               // 13: behest.v1.RunCancelled
+	(*RunTimedOut)(nil),                // 14: behest.v1.RunTimedOut
+	(*ChildRunStarted)(nil),            // 15: behest.v1.ChildRunStarted
+	(*ChildRunEnded)(nil),              // 16: behest.v1.ChildRunEnded
+	(*DoomLoopDetected)(nil),           // 17: behest.v1.DoomLoopDetected
+	(*ModelRequested)(nil),             // 18: behest.v1.ModelRequested
+	(*ModelBound)(nil),                 // 19: behest.v1.ModelBound
+	(*ModelCompleted)(nil),             // 20: behest.v1.ModelCompleted
+	(*ModelFailed)(nil),                // 21: behest.v1.ModelFailed
+	(*ModelSuperseded)(nil),            // 22: behest.v1.ModelSuperseded
+	(*AnswerRejected)(nil),             // 23: behest.v1.AnswerRejected
+	(*ToolStarted)(nil),                // 24: behest.v1.ToolStarted
+	(*ToolCompleted)(nil),              // 25: behest.v1.ToolCompleted
+	(*ToolFailed)(nil),                 // 26: behest.v1.ToolFailed
+	(*ToolDenied)(nil),                 // 27: behest.v1.ToolDenied
+	(*ToolOutcomeUnknown)(nil),         // 28: behest.v1.ToolOutcomeUnknown
+	(*ToolResolved)(nil),               // 29: behest.v1.ToolResolved
+	(*ApprovalRequested)(nil),          // 30: behest.v1.ApprovalRequested
+	(*ApprovalDecided)(nil),            // 31: behest.v1.ApprovalDecided
+	(*ContextBuilt)(nil),               // 32: behest.v1.ContextBuilt
+	(*ContextCompacted)(nil),           // 33: behest.v1.ContextCompacted
+	(*CompactionCircuitOpened)(nil),    // 34: behest.v1.CompactionCircuitOpened
+	(*ContextCompactionRequested)(nil), // 35: behest.v1.ContextCompactionRequested
+	(*ContextCompactionFailed)(nil),    // 36: behest.v1.ContextCompactionFailed
 }
 var file_behest_v1_event_proto_depIdxs = []int32{
 	1,  // 0: behest.v1.Event.record_time:type_name -> google.protobuf.Timestamp
@@ -826,22 +883,25 @@ var file_behest_v1_event_proto_depIdxs = []int32{
 	20, // 19: behest.v1.Event.model_completed:type_name -> behest.v1.ModelCompleted
 	21, // 20: behest.v1.Event.model_failed:type_name -> behest.v1.ModelFailed
 	22, // 21: behest.v1.Event.model_superseded:type_name -> behest.v1.ModelSuperseded
-	23, // 22: behest.v1.Event.tool_started:type_name -> behest.v1.ToolStarted
-	24, // 23: behest.v1.Event.tool_completed:type_name -> behest.v1.ToolCompleted
-	25, // 24: behest.v1.Event.tool_failed:type_name -> behest.v1.ToolFailed
-	26, // 25: behest.v1.Event.tool_denied:type_name -> behest.v1.ToolDenied
-	27, // 26: behest.v1.Event.tool_outcome_unknown:type_name -> behest.v1.ToolOutcomeUnknown
-	28, // 27: behest.v1.Event.tool_resolved:type_name -> behest.v1.ToolResolved
-	29, // 28: behest.v1.Event.approval_requested:type_name -> behest.v1.ApprovalRequested
-	30, // 29: behest.v1.Event.approval_decided:type_name -> behest.v1.ApprovalDecided
-	31, // 30: behest.v1.Event.context_built:type_name -> behest.v1.ContextBuilt
-	32, // 31: behest.v1.Event.context_compacted:type_name -> behest.v1.ContextCompacted
-	33, // 32: behest.v1.Event.compaction_circuit_opened:type_name -> behest.v1.CompactionCircuitOpened
-	33, // [33:33] is the sub-list for method output_type
-	33, // [33:33] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	23, // 22: behest.v1.Event.answer_rejected:type_name -> behest.v1.AnswerRejected
+	24, // 23: behest.v1.Event.tool_started:type_name -> behest.v1.ToolStarted
+	25, // 24: behest.v1.Event.tool_completed:type_name -> behest.v1.ToolCompleted
+	26, // 25: behest.v1.Event.tool_failed:type_name -> behest.v1.ToolFailed
+	27, // 26: behest.v1.Event.tool_denied:type_name -> behest.v1.ToolDenied
+	28, // 27: behest.v1.Event.tool_outcome_unknown:type_name -> behest.v1.ToolOutcomeUnknown
+	29, // 28: behest.v1.Event.tool_resolved:type_name -> behest.v1.ToolResolved
+	30, // 29: behest.v1.Event.approval_requested:type_name -> behest.v1.ApprovalRequested
+	31, // 30: behest.v1.Event.approval_decided:type_name -> behest.v1.ApprovalDecided
+	32, // 31: behest.v1.Event.context_built:type_name -> behest.v1.ContextBuilt
+	33, // 32: behest.v1.Event.context_compacted:type_name -> behest.v1.ContextCompacted
+	34, // 33: behest.v1.Event.compaction_circuit_opened:type_name -> behest.v1.CompactionCircuitOpened
+	35, // 34: behest.v1.Event.context_compaction_requested:type_name -> behest.v1.ContextCompactionRequested
+	36, // 35: behest.v1.Event.context_compaction_failed:type_name -> behest.v1.ContextCompactionFailed
+	36, // [36:36] is the sub-list for method output_type
+	36, // [36:36] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_event_proto_init() }
@@ -876,6 +936,7 @@ func file_behest_v1_event_proto_init() {
 		(*Event_ModelCompleted)(nil),
 		(*Event_ModelFailed)(nil),
 		(*Event_ModelSuperseded)(nil),
+		(*Event_AnswerRejected)(nil),
 		(*Event_ToolStarted)(nil),
 		(*Event_ToolCompleted)(nil),
 		(*Event_ToolFailed)(nil),
@@ -887,6 +948,8 @@ func file_behest_v1_event_proto_init() {
 		(*Event_ContextBuilt)(nil),
 		(*Event_ContextCompacted)(nil),
 		(*Event_CompactionCircuitOpened)(nil),
+		(*Event_ContextCompactionRequested)(nil),
+		(*Event_ContextCompactionFailed)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

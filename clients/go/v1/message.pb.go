@@ -97,9 +97,12 @@ type Message struct {
 	// When the message was committed. Set by the daemon.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// What the answer consumed. Set by the daemon on messages of the assistant.
-	Usage         *Usage `protobuf:"bytes,6,opt,name=usage,proto3" json:"usage,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Usage *Usage `protobuf:"bytes,6,opt,name=usage,proto3" json:"usage,omitempty"`
+	// Of a summary: the last message that it stands for, with all before it. Empty: the message is no summary. Set by the
+	// daemon.
+	SummaryUptoMessageId string `protobuf:"bytes,7,opt,name=summary_upto_message_id,json=summaryUptoMessageId,proto3" json:"summary_upto_message_id,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *Message) Reset() {
@@ -172,6 +175,13 @@ func (x *Message) GetUsage() *Usage {
 		return x.Usage
 	}
 	return nil
+}
+
+func (x *Message) GetSummaryUptoMessageId() string {
+	if x != nil {
+		return x.SummaryUptoMessageId
+	}
+	return ""
 }
 
 // Part is one piece of a message.
@@ -992,7 +1002,7 @@ var File_behest_v1_message_proto protoreflect.FileDescriptor
 
 const file_behest_v1_message_proto_rawDesc = "" +
 	"\n" +
-	"\x17behest/v1/message.proto\x12\tbehest.v1\x1a\x15behest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x01\n" +
+	"\x17behest/v1/message.proto\x12\tbehest.v1\x1a\x15behest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x98\x02\n" +
 	"\aMessage\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12#\n" +
 	"\x04role\x18\x02 \x01(\x0e2\x0f.behest.v1.RoleR\x04role\x12%\n" +
@@ -1000,7 +1010,8 @@ const file_behest_v1_message_proto_rawDesc = "" +
 	"\x06run_id\x18\x04 \x01(\tR\x05runId\x12;\n" +
 	"\vcreate_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12&\n" +
-	"\x05usage\x18\x06 \x01(\v2\x10.behest.v1.UsageR\x05usage\"\x93\x03\n" +
+	"\x05usage\x18\x06 \x01(\v2\x10.behest.v1.UsageR\x05usage\x125\n" +
+	"\x17summary_upto_message_id\x18\a \x01(\tR\x14summaryUptoMessageId\"\x93\x03\n" +
 	"\x04Part\x12)\n" +
 	"\x04text\x18\x01 \x01(\v2\x13.behest.v1.TextPartH\x00R\x04text\x12,\n" +
 	"\x05image\x18\x02 \x01(\v2\x14.behest.v1.ImagePartH\x00R\x05image\x12)\n" +

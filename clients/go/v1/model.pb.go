@@ -586,7 +586,8 @@ type Provider struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Id of the provider, the first part of the ids of its models.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Adapter that speaks to it: `openai`, `anthropic`, `remote` or `scripted`, or the name of an extension's.
+	// Adapter that speaks to it: `openai`, `anthropic`, `embedded`, `remote` or `scripted`, or the name of an
+	// extension's.
 	Adapter string `protobuf:"bytes,2,opt,name=adapter,proto3" json:"adapter,omitempty"`
 	// Name for people. Empty = the id is shown.
 	DisplayName string `protobuf:"bytes,3,opt,name=display_name,json=displayName,proto3" json:"display_name,omitempty"`

@@ -557,6 +557,62 @@ func (x *ModelFailed) GetEndpoint() string {
 	return ""
 }
 
+// AnswerRejected says that the model's last answer has not the form that was asked for. The model is told, and asked
+// again in the next step, unless a run_failed follows.
+type AnswerRejected struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The step.
+	Step int32 `protobuf:"varint,1,opt,name=step,proto3" json:"step,omitempty"`
+	// What is wrong, as the model is told.
+	Problem       string `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnswerRejected) Reset() {
+	*x = AnswerRejected{}
+	mi := &file_behest_v1_model_event_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnswerRejected) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnswerRejected) ProtoMessage() {}
+
+func (x *AnswerRejected) ProtoReflect() protoreflect.Message {
+	mi := &file_behest_v1_model_event_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnswerRejected.ProtoReflect.Descriptor instead.
+func (*AnswerRejected) Descriptor() ([]byte, []int) {
+	return file_behest_v1_model_event_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *AnswerRejected) GetStep() int32 {
+	if x != nil {
+		return x.Step
+	}
+	return 0
+}
+
+func (x *AnswerRejected) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
 // ModelSuperseded says that an attempt counts no more: clients discard its deltas.
 type ModelSuperseded struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -574,7 +630,7 @@ type ModelSuperseded struct {
 
 func (x *ModelSuperseded) Reset() {
 	*x = ModelSuperseded{}
-	mi := &file_behest_v1_model_event_proto_msgTypes[4]
+	mi := &file_behest_v1_model_event_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -586,7 +642,7 @@ func (x *ModelSuperseded) String() string {
 func (*ModelSuperseded) ProtoMessage() {}
 
 func (x *ModelSuperseded) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_model_event_proto_msgTypes[4]
+	mi := &file_behest_v1_model_event_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -599,7 +655,7 @@ func (x *ModelSuperseded) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ModelSuperseded.ProtoReflect.Descriptor instead.
 func (*ModelSuperseded) Descriptor() ([]byte, []int) {
-	return file_behest_v1_model_event_proto_rawDescGZIP(), []int{4}
+	return file_behest_v1_model_event_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ModelSuperseded) GetStep() int32 {
@@ -668,7 +724,10 @@ const file_behest_v1_model_event_proto_rawDesc = "" +
 	"retry_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\tretryTime\x12&\n" +
 	"\x05usage\x18\a \x01(\v2\x10.behest.v1.UsageR\x05usage\x129\n" +
 	"\fusage_source\x18\b \x01(\x0e2\x16.behest.v1.UsageSourceR\vusageSource\x12\x1a\n" +
-	"\bendpoint\x18\t \x01(\tR\bendpoint\"\x9b\x01\n" +
+	"\bendpoint\x18\t \x01(\tR\bendpoint\">\n" +
+	"\x0eAnswerRejected\x12\x12\n" +
+	"\x04step\x18\x01 \x01(\x05R\x04step\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\"\x9b\x01\n" +
 	"\x0fModelSuperseded\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x05R\x04step\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x05R\aattempt\x122\n" +
@@ -705,7 +764,7 @@ func file_behest_v1_model_event_proto_rawDescGZIP() []byte {
 }
 
 var file_behest_v1_model_event_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_behest_v1_model_event_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_behest_v1_model_event_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_behest_v1_model_event_proto_goTypes = []any{
 	(SupersedeReason)(0),          // 0: behest.v1.SupersedeReason
 	(FailureClass)(0),             // 1: behest.v1.FailureClass
@@ -713,26 +772,27 @@ var file_behest_v1_model_event_proto_goTypes = []any{
 	(*ModelBound)(nil),            // 3: behest.v1.ModelBound
 	(*ModelCompleted)(nil),        // 4: behest.v1.ModelCompleted
 	(*ModelFailed)(nil),           // 5: behest.v1.ModelFailed
-	(*ModelSuperseded)(nil),       // 6: behest.v1.ModelSuperseded
-	(*Usage)(nil),                 // 7: behest.v1.Usage
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
-	(*Message)(nil),               // 9: behest.v1.Message
-	(FinishReason)(0),             // 10: behest.v1.FinishReason
-	(UsageSource)(0),              // 11: behest.v1.UsageSource
+	(*AnswerRejected)(nil),        // 6: behest.v1.AnswerRejected
+	(*ModelSuperseded)(nil),       // 7: behest.v1.ModelSuperseded
+	(*Usage)(nil),                 // 8: behest.v1.Usage
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*Message)(nil),               // 10: behest.v1.Message
+	(FinishReason)(0),             // 11: behest.v1.FinishReason
+	(UsageSource)(0),              // 12: behest.v1.UsageSource
 }
 var file_behest_v1_model_event_proto_depIdxs = []int32{
-	7,  // 0: behest.v1.ModelRequested.reserve:type_name -> behest.v1.Usage
-	8,  // 1: behest.v1.ModelRequested.deadline:type_name -> google.protobuf.Timestamp
-	9,  // 2: behest.v1.ModelCompleted.message:type_name -> behest.v1.Message
-	10, // 3: behest.v1.ModelCompleted.finish_reason:type_name -> behest.v1.FinishReason
-	7,  // 4: behest.v1.ModelCompleted.usage:type_name -> behest.v1.Usage
-	11, // 5: behest.v1.ModelCompleted.usage_source:type_name -> behest.v1.UsageSource
+	8,  // 0: behest.v1.ModelRequested.reserve:type_name -> behest.v1.Usage
+	9,  // 1: behest.v1.ModelRequested.deadline:type_name -> google.protobuf.Timestamp
+	10, // 2: behest.v1.ModelCompleted.message:type_name -> behest.v1.Message
+	11, // 3: behest.v1.ModelCompleted.finish_reason:type_name -> behest.v1.FinishReason
+	8,  // 4: behest.v1.ModelCompleted.usage:type_name -> behest.v1.Usage
+	12, // 5: behest.v1.ModelCompleted.usage_source:type_name -> behest.v1.UsageSource
 	1,  // 6: behest.v1.ModelFailed.failure_class:type_name -> behest.v1.FailureClass
-	8,  // 7: behest.v1.ModelFailed.retry_time:type_name -> google.protobuf.Timestamp
-	7,  // 8: behest.v1.ModelFailed.usage:type_name -> behest.v1.Usage
-	11, // 9: behest.v1.ModelFailed.usage_source:type_name -> behest.v1.UsageSource
+	9,  // 7: behest.v1.ModelFailed.retry_time:type_name -> google.protobuf.Timestamp
+	8,  // 8: behest.v1.ModelFailed.usage:type_name -> behest.v1.Usage
+	12, // 9: behest.v1.ModelFailed.usage_source:type_name -> behest.v1.UsageSource
 	0,  // 10: behest.v1.ModelSuperseded.reason:type_name -> behest.v1.SupersedeReason
-	7,  // 11: behest.v1.ModelSuperseded.usage:type_name -> behest.v1.Usage
+	8,  // 11: behest.v1.ModelSuperseded.usage:type_name -> behest.v1.Usage
 	12, // [12:12] is the sub-list for method output_type
 	12, // [12:12] is the sub-list for method input_type
 	12, // [12:12] is the sub-list for extension type_name
@@ -754,7 +814,7 @@ func file_behest_v1_model_event_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_behest_v1_model_event_proto_rawDesc), len(file_behest_v1_model_event_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

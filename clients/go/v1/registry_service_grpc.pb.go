@@ -36,8 +36,8 @@ type RegistryServiceClient interface {
 	//
 	// This call is idempotent by name: the same registration again is no error. Waits at most 5 s for the connection, and
 	// succeeds without one: look at `state`. Fails with TOOL_SERVER_NAME_TAKEN when the name is another principal's, is
-	// configured, or has another registration and `replace` is not set; TOOL_NAME_TAKEN when a tool of another schema has
-	// the name; TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID; and TOOL_ENDPOINT_REFUSED when the address is not allowed.
+	// configured, is a provider's and models are offered, or is registered otherwise without `replace`; TOOL_NAME_TAKEN
+	// for a tool of another schema; TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID; TOOL_ENDPOINT_REFUSED for the address.
 	RegisterServer(ctx context.Context, in *RegisterServerRequest, opts ...grpc.CallOption) (*RegisterServerResponse, error)
 	// Returns one server.
 	//
@@ -134,8 +134,8 @@ type RegistryServiceServer interface {
 	//
 	// This call is idempotent by name: the same registration again is no error. Waits at most 5 s for the connection, and
 	// succeeds without one: look at `state`. Fails with TOOL_SERVER_NAME_TAKEN when the name is another principal's, is
-	// configured, or has another registration and `replace` is not set; TOOL_NAME_TAKEN when a tool of another schema has
-	// the name; TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID; and TOOL_ENDPOINT_REFUSED when the address is not allowed.
+	// configured, is a provider's and models are offered, or is registered otherwise without `replace`; TOOL_NAME_TAKEN
+	// for a tool of another schema; TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID; TOOL_ENDPOINT_REFUSED for the address.
 	RegisterServer(context.Context, *RegisterServerRequest) (*RegisterServerResponse, error)
 	// Returns one server.
 	//

@@ -334,7 +334,9 @@ type ParentRun struct {
 	// The call.
 	CallId string `protobuf:"bytes,2,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
 	// How deep the run is; 1 for a child of a run without parent.
-	Depth         int32 `protobuf:"varint,3,opt,name=depth,proto3" json:"depth,omitempty"`
+	Depth int32 `protobuf:"varint,3,opt,name=depth,proto3" json:"depth,omitempty"`
+	// The session of the topmost run above, which what the run uses is charged to.
+	RootSessionId string `protobuf:"bytes,4,opt,name=root_session_id,json=rootSessionId,proto3" json:"root_session_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -388,6 +390,13 @@ func (x *ParentRun) GetDepth() int32 {
 		return x.Depth
 	}
 	return 0
+}
+
+func (x *ParentRun) GetRootSessionId() string {
+	if x != nil {
+		return x.RootSessionId
+	}
+	return ""
 }
 
 // RunClaimed says that a replica owns the run from here on. The epoch of the event is the new one.
@@ -1367,11 +1376,12 @@ const file_behest_v1_run_event_proto_rawDesc = "" +
 	"ForkedFrom\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12.\n" +
-	"\bmessages\x18\x03 \x03(\v2\x12.behest.v1.MessageR\bmessages\"Q\n" +
+	"\bmessages\x18\x03 \x03(\v2\x12.behest.v1.MessageR\bmessages\"y\n" +
 	"\tParentRun\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x17\n" +
 	"\acall_id\x18\x02 \x01(\tR\x06callId\x12\x14\n" +
-	"\x05depth\x18\x03 \x01(\x05R\x05depth\"V\n" +
+	"\x05depth\x18\x03 \x01(\x05R\x05depth\x12&\n" +
+	"\x0froot_session_id\x18\x04 \x01(\tR\rrootSessionId\"V\n" +
 	"\n" +
 	"RunClaimed\x12\x18\n" +
 	"\areplica\x18\x01 \x01(\tR\areplica\x12.\n" +

@@ -1182,7 +1182,8 @@ func (x *ExplainRunResponse) GetObstacles() []*RunObstacle {
 type RunObstacle struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What it is: "session_busy", "capacity", "model_call", "tool_call", "approval", "input", "outcome_unknown",
-	// "backoff", "quota", "paused", "child_run", "cancelling" or "no_owner". Behind a child run comes what that waits for.
+	// "backoff", "quota", "paused", "child_run", "summary", "cancelling" or "no_owner". Behind a child run comes what that
+	// waits for.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// The thing concerned: a run, a call, a model, a tool.
 	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`

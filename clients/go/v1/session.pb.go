@@ -53,9 +53,16 @@ type Session struct {
 	Version int64 `protobuf:"varint,13,opt,name=version,proto3" json:"version,omitempty"`
 	// The scope of the session: names of tools, or globs of names, that its runs may be offered, of those that their agents
 	// have. At most 256. Empty: no scope.
-	Tools         []string `protobuf:"bytes,14,rep,name=tools,proto3" json:"tools,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Tools []string `protobuf:"bytes,14,rep,name=tools,proto3" json:"tools,omitempty"`
+	// The most that the session may use in all, its runs with their child runs, its embeddings and summaries together.
+	// Unset: no limit of its own.
+	Budget *Budget `protobuf:"bytes,33,opt,name=budget,proto3" json:"budget,omitempty"`
+	// How much of it is used. Filled by GetSession only.
+	BudgetUse *BudgetUse `protobuf:"bytes,34,opt,name=budget_use,json=budgetUse,proto3" json:"budget_use,omitempty"`
+	// How summarising the session fares. Unset: nothing has failed. Filled by GetSession only.
+	CompactionCircuit *CompactionCircuit `protobuf:"bytes,30,opt,name=compaction_circuit,json=compactionCircuit,proto3" json:"compaction_circuit,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Session) Reset() {
@@ -186,11 +193,97 @@ func (x *Session) GetTools() []string {
 	return nil
 }
 
+func (x *Session) GetBudget() *Budget {
+	if x != nil {
+		return x.Budget
+	}
+	return nil
+}
+
+func (x *Session) GetBudgetUse() *BudgetUse {
+	if x != nil {
+		return x.BudgetUse
+	}
+	return nil
+}
+
+func (x *Session) GetCompactionCircuit() *CompactionCircuit {
+	if x != nil {
+		return x.CompactionCircuit
+	}
+	return nil
+}
+
+// CompactionCircuit counts failures to summarise a session. Three in a row open it: for a while nothing is summarised,
+// and the session goes on with its history cut to what fits.
+type CompactionCircuit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Failures in a row.
+	Failures int32 `protobuf:"varint,1,opt,name=failures,proto3" json:"failures,omitempty"`
+	// Until when nothing is summarised. Unset: the circuit is closed.
+	OpenUntil *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=open_until,json=openUntil,proto3" json:"open_until,omitempty"`
+	// Reason of the last failure, a name of ErrorReason.
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CompactionCircuit) Reset() {
+	*x = CompactionCircuit{}
+	mi := &file_behest_v1_session_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CompactionCircuit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CompactionCircuit) ProtoMessage() {}
+
+func (x *CompactionCircuit) ProtoReflect() protoreflect.Message {
+	mi := &file_behest_v1_session_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CompactionCircuit.ProtoReflect.Descriptor instead.
+func (*CompactionCircuit) Descriptor() ([]byte, []int) {
+	return file_behest_v1_session_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CompactionCircuit) GetFailures() int32 {
+	if x != nil {
+		return x.Failures
+	}
+	return 0
+}
+
+func (x *CompactionCircuit) GetOpenUntil() *timestamppb.Timestamp {
+	if x != nil {
+		return x.OpenUntil
+	}
+	return nil
+}
+
+func (x *CompactionCircuit) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
 var File_behest_v1_session_proto protoreflect.FileDescriptor
 
 const file_behest_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x17behest/v1/session.proto\x12\tbehest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\x04\n" +
+	"\x17behest/v1/session.proto\x12\tbehest.v1\x1a\x15behest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x05\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\x12\x19\n" +
@@ -209,10 +302,19 @@ const file_behest_v1_session_proto_rawDesc = "" +
 	"\ractive_run_id\x18\v \x01(\tR\vactiveRunId\x12$\n" +
 	"\x0equeued_run_ids\x18\f \x03(\tR\fqueuedRunIds\x12\x18\n" +
 	"\aversion\x18\r \x01(\x03R\aversion\x12\x14\n" +
-	"\x05tools\x18\x0e \x03(\tR\x05tools\x1a9\n" +
+	"\x05tools\x18\x0e \x03(\tR\x05tools\x12)\n" +
+	"\x06budget\x18! \x01(\v2\x11.behest.v1.BudgetR\x06budget\x123\n" +
+	"\n" +
+	"budget_use\x18\" \x01(\v2\x14.behest.v1.BudgetUseR\tbudgetUse\x12K\n" +
+	"\x12compaction_circuit\x18\x1e \x01(\v2\x1c.behest.v1.CompactionCircuitR\x11compactionCircuit\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01Bv\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x82\x01\n" +
+	"\x11CompactionCircuit\x12\x1a\n" +
+	"\bfailures\x18\x01 \x01(\x05R\bfailures\x129\n" +
+	"\n" +
+	"open_until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\topenUntil\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reasonBv\n" +
 	"\rcom.behest.v1B\fSessionProtoP\x01Z\x12behest/v1;behestv1\xa2\x02\x03BXX\xaa\x02\tBehest.V1\xca\x02\tBehest\\V1\xe2\x02\x15Behest\\V1\\GPBMetadata\xea\x02\n" +
 	"Behest::V1b\x06proto3"
 
@@ -228,21 +330,28 @@ func file_behest_v1_session_proto_rawDescGZIP() []byte {
 	return file_behest_v1_session_proto_rawDescData
 }
 
-var file_behest_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_behest_v1_session_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_behest_v1_session_proto_goTypes = []any{
 	(*Session)(nil),               // 0: behest.v1.Session
-	nil,                           // 1: behest.v1.Session.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
+	(*CompactionCircuit)(nil),     // 1: behest.v1.CompactionCircuit
+	nil,                           // 2: behest.v1.Session.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
+	(*Budget)(nil),                // 4: behest.v1.Budget
+	(*BudgetUse)(nil),             // 5: behest.v1.BudgetUse
 }
 var file_behest_v1_session_proto_depIdxs = []int32{
-	1, // 0: behest.v1.Session.labels:type_name -> behest.v1.Session.LabelsEntry
-	2, // 1: behest.v1.Session.create_time:type_name -> google.protobuf.Timestamp
-	2, // 2: behest.v1.Session.update_time:type_name -> google.protobuf.Timestamp
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	3, // [3:3] is the sub-list for extension type_name
-	3, // [3:3] is the sub-list for extension extendee
-	0, // [0:3] is the sub-list for field type_name
+	2, // 0: behest.v1.Session.labels:type_name -> behest.v1.Session.LabelsEntry
+	3, // 1: behest.v1.Session.create_time:type_name -> google.protobuf.Timestamp
+	3, // 2: behest.v1.Session.update_time:type_name -> google.protobuf.Timestamp
+	4, // 3: behest.v1.Session.budget:type_name -> behest.v1.Budget
+	5, // 4: behest.v1.Session.budget_use:type_name -> behest.v1.BudgetUse
+	1, // 5: behest.v1.Session.compaction_circuit:type_name -> behest.v1.CompactionCircuit
+	3, // 6: behest.v1.CompactionCircuit.open_until:type_name -> google.protobuf.Timestamp
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	7, // [7:7] is the sub-list for extension type_name
+	7, // [7:7] is the sub-list for extension extendee
+	0, // [0:7] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_session_proto_init() }
@@ -250,13 +359,14 @@ func file_behest_v1_session_proto_init() {
 	if File_behest_v1_session_proto != nil {
 		return
 	}
+	file_behest_v1_usage_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_behest_v1_session_proto_rawDesc), len(file_behest_v1_session_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -25,7 +25,7 @@ const (
 // CreateSessionRequest asks for a session.
 type CreateSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The session. The client may set id ([A-Za-z0-9_-]{1,64}), title, agent_id, labels and metadata_json.
+	// The session. The client may set id ([A-Za-z0-9_-]{1,64}), title, agent_id, labels, metadata_json, tools and budget.
 	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
 	// Makes the call repeatable: 1 to 128 printable ASCII characters. Empty: each call creates a session.
 	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -366,7 +366,7 @@ type UpdateSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. The session's id, and the new values. A version other than 0 must be the current one.
 	Session *Session `protobuf:"bytes,1,opt,name=session,proto3" json:"session,omitempty"`
-	// Required. The fields to change: title, agent_id, labels, metadata_json, is_archived.
+	// Required. The fields to change: title, agent_id, labels, metadata_json, is_archived, tools, budget.
 	UpdateMask    *fieldmaskpb.FieldMask `protobuf:"bytes,2,opt,name=update_mask,json=updateMask,proto3" json:"update_mask,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -806,10 +806,12 @@ type CompactSessionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. The session.
 	SessionId string `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// The model that writes the summary, "provider/name". Empty: the configured one.
-	Model         string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// The model that writes the summary, "provider/name". Empty: the configured one, else that of the session's agent.
+	Model string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	// Closes the session's circuit and summarises nothing.
+	OnlyResetCircuit bool `protobuf:"varint,3,opt,name=only_reset_circuit,json=onlyResetCircuit,proto3" json:"only_reset_circuit,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
 }
 
 func (x *CompactSessionRequest) Reset() {
@@ -856,6 +858,13 @@ func (x *CompactSessionRequest) GetModel() string {
 	return ""
 }
 
+func (x *CompactSessionRequest) GetOnlyResetCircuit() bool {
+	if x != nil {
+		return x.OnlyResetCircuit
+	}
+	return false
+}
+
 // CompactSessionResponse says what was saved.
 type CompactSessionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -864,7 +873,9 @@ type CompactSessionResponse struct {
 	// Estimated tokens before.
 	TokensBefore int64 `protobuf:"varint,2,opt,name=tokens_before,json=tokensBefore,proto3" json:"tokens_before,omitempty"`
 	// Estimated tokens after.
-	TokensAfter   int64 `protobuf:"varint,3,opt,name=tokens_after,json=tokensAfter,proto3" json:"tokens_after,omitempty"`
+	TokensAfter int64 `protobuf:"varint,3,opt,name=tokens_after,json=tokensAfter,proto3" json:"tokens_after,omitempty"`
+	// What summarising consumed.
+	Usage         *Usage `protobuf:"bytes,4,opt,name=usage,proto3" json:"usage,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -918,6 +929,13 @@ func (x *CompactSessionResponse) GetTokensAfter() int64 {
 		return x.TokensAfter
 	}
 	return 0
+}
+
+func (x *CompactSessionResponse) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
 }
 
 // ExportSessionRequest names the session to export.
@@ -1126,7 +1144,7 @@ var File_behest_v1_session_service_proto protoreflect.FileDescriptor
 
 const file_behest_v1_session_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1fbehest/v1/session_service.proto\x12\tbehest.v1\x1a\x17behest/v1/message.proto\x1a\x17behest/v1/session.proto\x1a google/protobuf/field_mask.proto\"c\n" +
+	"\x1fbehest/v1/session_service.proto\x12\tbehest.v1\x1a\x17behest/v1/message.proto\x1a\x17behest/v1/session.proto\x1a\x15behest/v1/usage.proto\x1a google/protobuf/field_mask.proto\"c\n" +
 	"\x14CreateSessionRequest\x12,\n" +
 	"\asession\x18\x01 \x01(\v2\x12.behest.v1.SessionR\asession\x12\x1d\n" +
 	"\n" +
@@ -1180,15 +1198,17 @@ const file_behest_v1_session_service_proto_rawDesc = "" +
 	"\x11include_summaries\x18\x04 \x01(\bR\x10includeSummaries\"n\n" +
 	"\x14ListMessagesResponse\x12.\n" +
 	"\bmessages\x18\x01 \x03(\v2\x12.behest.v1.MessageR\bmessages\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"L\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"z\n" +
 	"\x15CompactSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x14\n" +
-	"\x05model\x18\x02 \x01(\tR\x05model\"\x8e\x01\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12,\n" +
+	"\x12only_reset_circuit\x18\x03 \x01(\bR\x10onlyResetCircuit\"\xb6\x01\n" +
 	"\x16CompactSessionResponse\x12,\n" +
 	"\x12summary_message_id\x18\x01 \x01(\tR\x10summaryMessageId\x12#\n" +
 	"\rtokens_before\x18\x02 \x01(\x03R\ftokensBefore\x12!\n" +
-	"\ftokens_after\x18\x03 \x01(\x03R\vtokensAfter\"5\n" +
+	"\ftokens_after\x18\x03 \x01(\x03R\vtokensAfter\x12&\n" +
+	"\x05usage\x18\x04 \x01(\v2\x10.behest.v1.UsageR\x05usage\"5\n" +
 	"\x14ExportSessionRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\"-\n" +
@@ -1254,6 +1274,7 @@ var file_behest_v1_session_service_proto_goTypes = []any{
 	(*Session)(nil),                // 21: behest.v1.Session
 	(*fieldmaskpb.FieldMask)(nil),  // 22: google.protobuf.FieldMask
 	(*Message)(nil),                // 23: behest.v1.Message
+	(*Usage)(nil),                  // 24: behest.v1.Usage
 }
 var file_behest_v1_session_service_proto_depIdxs = []int32{
 	21, // 0: behest.v1.CreateSessionRequest.session:type_name -> behest.v1.Session
@@ -1266,32 +1287,33 @@ var file_behest_v1_session_service_proto_depIdxs = []int32{
 	21, // 7: behest.v1.UpdateSessionResponse.session:type_name -> behest.v1.Session
 	21, // 8: behest.v1.ForkSessionResponse.session:type_name -> behest.v1.Session
 	23, // 9: behest.v1.ListMessagesResponse.messages:type_name -> behest.v1.Message
-	21, // 10: behest.v1.ImportSessionResponse.session:type_name -> behest.v1.Session
-	0,  // 11: behest.v1.SessionService.CreateSession:input_type -> behest.v1.CreateSessionRequest
-	2,  // 12: behest.v1.SessionService.GetSession:input_type -> behest.v1.GetSessionRequest
-	4,  // 13: behest.v1.SessionService.ListSessions:input_type -> behest.v1.ListSessionsRequest
-	6,  // 14: behest.v1.SessionService.UpdateSession:input_type -> behest.v1.UpdateSessionRequest
-	8,  // 15: behest.v1.SessionService.DeleteSession:input_type -> behest.v1.DeleteSessionRequest
-	10, // 16: behest.v1.SessionService.ForkSession:input_type -> behest.v1.ForkSessionRequest
-	12, // 17: behest.v1.SessionService.ListMessages:input_type -> behest.v1.ListMessagesRequest
-	14, // 18: behest.v1.SessionService.CompactSession:input_type -> behest.v1.CompactSessionRequest
-	16, // 19: behest.v1.SessionService.ExportSession:input_type -> behest.v1.ExportSessionRequest
-	18, // 20: behest.v1.SessionService.ImportSession:input_type -> behest.v1.ImportSessionRequest
-	1,  // 21: behest.v1.SessionService.CreateSession:output_type -> behest.v1.CreateSessionResponse
-	3,  // 22: behest.v1.SessionService.GetSession:output_type -> behest.v1.GetSessionResponse
-	5,  // 23: behest.v1.SessionService.ListSessions:output_type -> behest.v1.ListSessionsResponse
-	7,  // 24: behest.v1.SessionService.UpdateSession:output_type -> behest.v1.UpdateSessionResponse
-	9,  // 25: behest.v1.SessionService.DeleteSession:output_type -> behest.v1.DeleteSessionResponse
-	11, // 26: behest.v1.SessionService.ForkSession:output_type -> behest.v1.ForkSessionResponse
-	13, // 27: behest.v1.SessionService.ListMessages:output_type -> behest.v1.ListMessagesResponse
-	15, // 28: behest.v1.SessionService.CompactSession:output_type -> behest.v1.CompactSessionResponse
-	17, // 29: behest.v1.SessionService.ExportSession:output_type -> behest.v1.ExportSessionResponse
-	19, // 30: behest.v1.SessionService.ImportSession:output_type -> behest.v1.ImportSessionResponse
-	21, // [21:31] is the sub-list for method output_type
-	11, // [11:21] is the sub-list for method input_type
-	11, // [11:11] is the sub-list for extension type_name
-	11, // [11:11] is the sub-list for extension extendee
-	0,  // [0:11] is the sub-list for field type_name
+	24, // 10: behest.v1.CompactSessionResponse.usage:type_name -> behest.v1.Usage
+	21, // 11: behest.v1.ImportSessionResponse.session:type_name -> behest.v1.Session
+	0,  // 12: behest.v1.SessionService.CreateSession:input_type -> behest.v1.CreateSessionRequest
+	2,  // 13: behest.v1.SessionService.GetSession:input_type -> behest.v1.GetSessionRequest
+	4,  // 14: behest.v1.SessionService.ListSessions:input_type -> behest.v1.ListSessionsRequest
+	6,  // 15: behest.v1.SessionService.UpdateSession:input_type -> behest.v1.UpdateSessionRequest
+	8,  // 16: behest.v1.SessionService.DeleteSession:input_type -> behest.v1.DeleteSessionRequest
+	10, // 17: behest.v1.SessionService.ForkSession:input_type -> behest.v1.ForkSessionRequest
+	12, // 18: behest.v1.SessionService.ListMessages:input_type -> behest.v1.ListMessagesRequest
+	14, // 19: behest.v1.SessionService.CompactSession:input_type -> behest.v1.CompactSessionRequest
+	16, // 20: behest.v1.SessionService.ExportSession:input_type -> behest.v1.ExportSessionRequest
+	18, // 21: behest.v1.SessionService.ImportSession:input_type -> behest.v1.ImportSessionRequest
+	1,  // 22: behest.v1.SessionService.CreateSession:output_type -> behest.v1.CreateSessionResponse
+	3,  // 23: behest.v1.SessionService.GetSession:output_type -> behest.v1.GetSessionResponse
+	5,  // 24: behest.v1.SessionService.ListSessions:output_type -> behest.v1.ListSessionsResponse
+	7,  // 25: behest.v1.SessionService.UpdateSession:output_type -> behest.v1.UpdateSessionResponse
+	9,  // 26: behest.v1.SessionService.DeleteSession:output_type -> behest.v1.DeleteSessionResponse
+	11, // 27: behest.v1.SessionService.ForkSession:output_type -> behest.v1.ForkSessionResponse
+	13, // 28: behest.v1.SessionService.ListMessages:output_type -> behest.v1.ListMessagesResponse
+	15, // 29: behest.v1.SessionService.CompactSession:output_type -> behest.v1.CompactSessionResponse
+	17, // 30: behest.v1.SessionService.ExportSession:output_type -> behest.v1.ExportSessionResponse
+	19, // 31: behest.v1.SessionService.ImportSession:output_type -> behest.v1.ImportSessionResponse
+	22, // [22:32] is the sub-list for method output_type
+	12, // [12:22] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_session_service_proto_init() }
@@ -1301,6 +1323,7 @@ func file_behest_v1_session_service_proto_init() {
 	}
 	file_behest_v1_message_proto_init()
 	file_behest_v1_session_proto_init()
+	file_behest_v1_usage_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -46,14 +46,17 @@ type SessionServiceClient interface {
 	// Changes the named fields of a session and keeps the others.
 	// Fails with SESSION_VERSION_MISMATCH when a version is given and it is not the current one.
 	UpdateSession(ctx context.Context, in *UpdateSessionRequest, opts ...grpc.CallOption) (*UpdateSessionResponse, error)
-	// Deletes a session with its runs, messages, usage, artifacts and scratch data. Idempotent.
+	// Deletes a session with its runs, messages, artifacts and scratch data. What it used stays counted, without naming
+	// the session and its runs. Idempotent.
 	// Fails with SESSION_BUSY while a run of it is not ended.
 	DeleteSession(ctx context.Context, in *DeleteSessionRequest, opts ...grpc.CallOption) (*DeleteSessionResponse, error)
 	// Creates a session that starts with the messages of another.
 	ForkSession(ctx context.Context, in *ForkSessionRequest, opts ...grpc.CallOption) (*ForkSessionResponse, error)
 	// Lists the messages of a session, oldest first.
 	ListMessages(ctx context.Context, in *ListMessagesRequest, opts ...grpc.CallOption) (*ListMessagesResponse, error)
-	// Puts a summary in the place of the oldest messages, for the model only; they can still be listed.
+	// Puts a summary in the place of the oldest messages, for the model only; they can still be listed. It is tried
+	// whatever the session's circuit says, and closes it when it succeeds.
+	// Fails with SESSION_BUSY while a run of the session is active, and with what the model's provider fails with.
 	CompactSession(ctx context.Context, in *CompactSessionRequest, opts ...grpc.CallOption) (*CompactSessionResponse, error)
 	// Sends a session as a file of JSON lines.
 	ExportSession(ctx context.Context, in *ExportSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportSessionResponse], error)
@@ -196,14 +199,17 @@ type SessionServiceServer interface {
 	// Changes the named fields of a session and keeps the others.
 	// Fails with SESSION_VERSION_MISMATCH when a version is given and it is not the current one.
 	UpdateSession(context.Context, *UpdateSessionRequest) (*UpdateSessionResponse, error)
-	// Deletes a session with its runs, messages, usage, artifacts and scratch data. Idempotent.
+	// Deletes a session with its runs, messages, artifacts and scratch data. What it used stays counted, without naming
+	// the session and its runs. Idempotent.
 	// Fails with SESSION_BUSY while a run of it is not ended.
 	DeleteSession(context.Context, *DeleteSessionRequest) (*DeleteSessionResponse, error)
 	// Creates a session that starts with the messages of another.
 	ForkSession(context.Context, *ForkSessionRequest) (*ForkSessionResponse, error)
 	// Lists the messages of a session, oldest first.
 	ListMessages(context.Context, *ListMessagesRequest) (*ListMessagesResponse, error)
-	// Puts a summary in the place of the oldest messages, for the model only; they can still be listed.
+	// Puts a summary in the place of the oldest messages, for the model only; they can still be listed. It is tried
+	// whatever the session's circuit says, and closes it when it succeeds.
+	// Fails with SESSION_BUSY while a run of the session is active, and with what the model's provider fails with.
 	CompactSession(context.Context, *CompactSessionRequest) (*CompactSessionResponse, error)
 	// Sends a session as a file of JSON lines.
 	ExportSession(*ExportSessionRequest, grpc.ServerStreamingServer[ExportSessionResponse]) error

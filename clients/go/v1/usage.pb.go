@@ -9,6 +9,7 @@ package behestv1
 import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -174,11 +175,195 @@ func (x *Usage) GetAttempts() int32 {
 	return 0
 }
 
+// Budget is the most that model calls may use together. Before each call the most that it is known to need is set aside
+// on every budget that it is charged to, and the call is refused when one of them would be passed; when it has ended,
+// what it really used is charged instead. An unset field is no limit.
+type Budget struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Most tokens in all, sent and received.
+	MaxTotalTokens *int64 `protobuf:"varint,1,opt,name=max_total_tokens,json=maxTotalTokens,proto3,oneof" json:"max_total_tokens,omitempty"`
+	// Most money, in millionths of a US dollar; a model without a price is refused then.
+	MaxCostMicroUsd *int64 `protobuf:"varint,2,opt,name=max_cost_micro_usd,json=maxCostMicroUsd,proto3,oneof" json:"max_cost_micro_usd,omitempty"`
+	// Most calls, each attempt counted.
+	MaxCalls      *int64 `protobuf:"varint,3,opt,name=max_calls,json=maxCalls,proto3,oneof" json:"max_calls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Budget) Reset() {
+	*x = Budget{}
+	mi := &file_behest_v1_usage_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Budget) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Budget) ProtoMessage() {}
+
+func (x *Budget) ProtoReflect() protoreflect.Message {
+	mi := &file_behest_v1_usage_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Budget.ProtoReflect.Descriptor instead.
+func (*Budget) Descriptor() ([]byte, []int) {
+	return file_behest_v1_usage_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Budget) GetMaxTotalTokens() int64 {
+	if x != nil && x.MaxTotalTokens != nil {
+		return *x.MaxTotalTokens
+	}
+	return 0
+}
+
+func (x *Budget) GetMaxCostMicroUsd() int64 {
+	if x != nil && x.MaxCostMicroUsd != nil {
+		return *x.MaxCostMicroUsd
+	}
+	return 0
+}
+
+func (x *Budget) GetMaxCalls() int64 {
+	if x != nil && x.MaxCalls != nil {
+		return *x.MaxCalls
+	}
+	return 0
+}
+
+// BudgetUse says how much of a budget is used.
+type BudgetUse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The budget.
+	Budget *Budget `protobuf:"bytes,1,opt,name=budget,proto3" json:"budget,omitempty"`
+	// Tokens used by calls that have ended.
+	Tokens int64 `protobuf:"varint,2,opt,name=tokens,proto3" json:"tokens,omitempty"`
+	// What they cost, as far as it is known.
+	CostMicroUsd int64 `protobuf:"varint,3,opt,name=cost_micro_usd,json=costMicroUsd,proto3" json:"cost_micro_usd,omitempty"`
+	// How many calls have ended.
+	Calls int64 `protobuf:"varint,4,opt,name=calls,proto3" json:"calls,omitempty"`
+	// Tokens set aside for calls that go on.
+	ReservedTokens int64 `protobuf:"varint,5,opt,name=reserved_tokens,json=reservedTokens,proto3" json:"reserved_tokens,omitempty"`
+	// Money set aside for them.
+	ReservedCostMicroUsd int64 `protobuf:"varint,6,opt,name=reserved_cost_micro_usd,json=reservedCostMicroUsd,proto3" json:"reserved_cost_micro_usd,omitempty"`
+	// How many calls go on.
+	ReservedCalls int64 `protobuf:"varint,7,opt,name=reserved_calls,json=reservedCalls,proto3" json:"reserved_calls,omitempty"`
+	// When the period began. Unset: the budget is for all time.
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// When the next period begins. Unset: never.
+	EndTime       *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BudgetUse) Reset() {
+	*x = BudgetUse{}
+	mi := &file_behest_v1_usage_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BudgetUse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BudgetUse) ProtoMessage() {}
+
+func (x *BudgetUse) ProtoReflect() protoreflect.Message {
+	mi := &file_behest_v1_usage_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BudgetUse.ProtoReflect.Descriptor instead.
+func (*BudgetUse) Descriptor() ([]byte, []int) {
+	return file_behest_v1_usage_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *BudgetUse) GetBudget() *Budget {
+	if x != nil {
+		return x.Budget
+	}
+	return nil
+}
+
+func (x *BudgetUse) GetTokens() int64 {
+	if x != nil {
+		return x.Tokens
+	}
+	return 0
+}
+
+func (x *BudgetUse) GetCostMicroUsd() int64 {
+	if x != nil {
+		return x.CostMicroUsd
+	}
+	return 0
+}
+
+func (x *BudgetUse) GetCalls() int64 {
+	if x != nil {
+		return x.Calls
+	}
+	return 0
+}
+
+func (x *BudgetUse) GetReservedTokens() int64 {
+	if x != nil {
+		return x.ReservedTokens
+	}
+	return 0
+}
+
+func (x *BudgetUse) GetReservedCostMicroUsd() int64 {
+	if x != nil {
+		return x.ReservedCostMicroUsd
+	}
+	return 0
+}
+
+func (x *BudgetUse) GetReservedCalls() int64 {
+	if x != nil {
+		return x.ReservedCalls
+	}
+	return 0
+}
+
+func (x *BudgetUse) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *BudgetUse) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
 var File_behest_v1_usage_proto protoreflect.FileDescriptor
 
 const file_behest_v1_usage_proto_rawDesc = "" +
 	"\n" +
-	"\x15behest/v1/usage.proto\x12\tbehest.v1\"\xb2\x02\n" +
+	"\x15behest/v1/usage.proto\x12\tbehest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb2\x02\n" +
 	"\x05Usage\x12!\n" +
 	"\finput_tokens\x18\x01 \x01(\x03R\vinputTokens\x12#\n" +
 	"\routput_tokens\x18\x02 \x01(\x03R\foutputTokens\x12.\n" +
@@ -187,7 +372,26 @@ const file_behest_v1_usage_proto_rawDesc = "" +
 	"\x10reasoning_tokens\x18\x05 \x01(\x03R\x0freasoningTokens\x12)\n" +
 	"\x0ecost_micro_usd\x18\x06 \x01(\x03H\x00R\fcostMicroUsd\x88\x01\x01\x12\x1a\n" +
 	"\battempts\x18\a \x01(\x05R\battemptsB\x11\n" +
-	"\x0f_cost_micro_usd*b\n" +
+	"\x0f_cost_micro_usd\"\xc5\x01\n" +
+	"\x06Budget\x12-\n" +
+	"\x10max_total_tokens\x18\x01 \x01(\x03H\x00R\x0emaxTotalTokens\x88\x01\x01\x120\n" +
+	"\x12max_cost_micro_usd\x18\x02 \x01(\x03H\x01R\x0fmaxCostMicroUsd\x88\x01\x01\x12 \n" +
+	"\tmax_calls\x18\x03 \x01(\x03H\x02R\bmaxCalls\x88\x01\x01B\x13\n" +
+	"\x11_max_total_tokensB\x15\n" +
+	"\x13_max_cost_micro_usdB\f\n" +
+	"\n" +
+	"_max_calls\"\x83\x03\n" +
+	"\tBudgetUse\x12)\n" +
+	"\x06budget\x18\x01 \x01(\v2\x11.behest.v1.BudgetR\x06budget\x12\x16\n" +
+	"\x06tokens\x18\x02 \x01(\x03R\x06tokens\x12$\n" +
+	"\x0ecost_micro_usd\x18\x03 \x01(\x03R\fcostMicroUsd\x12\x14\n" +
+	"\x05calls\x18\x04 \x01(\x03R\x05calls\x12'\n" +
+	"\x0freserved_tokens\x18\x05 \x01(\x03R\x0ereservedTokens\x125\n" +
+	"\x17reserved_cost_micro_usd\x18\x06 \x01(\x03R\x14reservedCostMicroUsd\x12%\n" +
+	"\x0ereserved_calls\x18\a \x01(\x03R\rreservedCalls\x129\n" +
+	"\n" +
+	"start_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x125\n" +
+	"\bend_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\aendTime*b\n" +
 	"\vUsageSource\x12\x1c\n" +
 	"\x18USAGE_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15USAGE_SOURCE_REPORTED\x10\x01\x12\x1a\n" +
@@ -209,17 +413,23 @@ func file_behest_v1_usage_proto_rawDescGZIP() []byte {
 }
 
 var file_behest_v1_usage_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_behest_v1_usage_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_behest_v1_usage_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_behest_v1_usage_proto_goTypes = []any{
-	(UsageSource)(0), // 0: behest.v1.UsageSource
-	(*Usage)(nil),    // 1: behest.v1.Usage
+	(UsageSource)(0),              // 0: behest.v1.UsageSource
+	(*Usage)(nil),                 // 1: behest.v1.Usage
+	(*Budget)(nil),                // 2: behest.v1.Budget
+	(*BudgetUse)(nil),             // 3: behest.v1.BudgetUse
+	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
 }
 var file_behest_v1_usage_proto_depIdxs = []int32{
-	0, // [0:0] is the sub-list for method output_type
-	0, // [0:0] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	2, // 0: behest.v1.BudgetUse.budget:type_name -> behest.v1.Budget
+	4, // 1: behest.v1.BudgetUse.start_time:type_name -> google.protobuf.Timestamp
+	4, // 2: behest.v1.BudgetUse.end_time:type_name -> google.protobuf.Timestamp
+	3, // [3:3] is the sub-list for method output_type
+	3, // [3:3] is the sub-list for method input_type
+	3, // [3:3] is the sub-list for extension type_name
+	3, // [3:3] is the sub-list for extension extendee
+	0, // [0:3] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_usage_proto_init() }
@@ -228,13 +438,14 @@ func file_behest_v1_usage_proto_init() {
 		return
 	}
 	file_behest_v1_usage_proto_msgTypes[0].OneofWrappers = []any{}
+	file_behest_v1_usage_proto_msgTypes[1].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_behest_v1_usage_proto_rawDesc), len(file_behest_v1_usage_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   1,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

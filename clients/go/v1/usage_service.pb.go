@@ -34,7 +34,7 @@ const (
 	UsageDimension_USAGE_DIMENSION_MODEL UsageDimension = 2
 	// The agent of the run.
 	UsageDimension_USAGE_DIMENSION_AGENT UsageDimension = 3
-	// The session.
+	// The session; for a child run that of the topmost run above it.
 	UsageDimension_USAGE_DIMENSION_SESSION UsageDimension = 4
 	// The run.
 	UsageDimension_USAGE_DIMENSION_RUN UsageDimension = 5
@@ -173,7 +173,7 @@ type QueryUsageRequest struct {
 	Model string `protobuf:"bytes,6,opt,name=model,proto3" json:"model,omitempty"`
 	// Id of the agent. Empty = all.
 	AgentId string `protobuf:"bytes,7,opt,name=agent_id,json=agentId,proto3" json:"agent_id,omitempty"`
-	// Id of the session. Empty = all.
+	// Id of the session; what the child runs of its runs used is part of it. Empty = all.
 	SessionId string `protobuf:"bytes,8,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	// Id of the run. Empty = all.
 	RunId string `protobuf:"bytes,9,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
@@ -290,8 +290,10 @@ type QueryUsageResponse struct {
 	Rows []*UsageRow `protobuf:"bytes,1,rep,name=rows,proto3" json:"rows,omitempty"`
 	// Token of the next page. Empty = this is the last.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
-	// Sum of all rows of all pages.
-	Total         *UsageRow `protobuf:"bytes,3,opt,name=total,proto3" json:"total,omitempty"`
+	// Sum of all rows of all pages. Every page has the same: calls that end after the first page was read are in none.
+	Total *UsageRow `protobuf:"bytes,3,opt,name=total,proto3" json:"total,omitempty"`
+	// How much is used of the budget of the caller's namespace at present, whatever was asked for. Unset: it has none.
+	Budget        *BudgetUse `protobuf:"bytes,4,opt,name=budget,proto3" json:"budget,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -343,6 +345,13 @@ func (x *QueryUsageResponse) GetNextPageToken() string {
 func (x *QueryUsageResponse) GetTotal() *UsageRow {
 	if x != nil {
 		return x.Total
+	}
+	return nil
+}
+
+func (x *QueryUsageResponse) GetBudget() *BudgetUse {
+	if x != nil {
+		return x.Budget
 	}
 	return nil
 }
@@ -502,11 +511,12 @@ const file_behest_v1_usage_service_proto_rawDesc = "" +
 	"session_id\x18\b \x01(\tR\tsessionId\x12\x15\n" +
 	"\x06run_id\x18\t \x01(\tR\x05runId\x121\n" +
 	"\apurpose\x18\n" +
-	" \x01(\x0e2\x17.behest.v1.UsagePurposeR\apurpose\"\x90\x01\n" +
+	" \x01(\x0e2\x17.behest.v1.UsagePurposeR\apurpose\"\xbe\x01\n" +
 	"\x12QueryUsageResponse\x12'\n" +
 	"\x04rows\x18\x01 \x03(\v2\x13.behest.v1.UsageRowR\x04rows\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\x12)\n" +
-	"\x05total\x18\x03 \x01(\v2\x13.behest.v1.UsageRowR\x05total\"\x8d\x03\n" +
+	"\x05total\x18\x03 \x01(\v2\x13.behest.v1.UsageRowR\x05total\x12,\n" +
+	"\x06budget\x18\x04 \x01(\v2\x14.behest.v1.BudgetUseR\x06budget\"\x8d\x03\n" +
 	"\bUsageRow\x12\x10\n" +
 	"\x03day\x18\x01 \x01(\tR\x03day\x12\x14\n" +
 	"\x05model\x18\x02 \x01(\tR\x05model\x12\x19\n" +
@@ -564,24 +574,26 @@ var file_behest_v1_usage_service_proto_goTypes = []any{
 	(*QueryUsageResponse)(nil),    // 3: behest.v1.QueryUsageResponse
 	(*UsageRow)(nil),              // 4: behest.v1.UsageRow
 	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
-	(*Usage)(nil),                 // 6: behest.v1.Usage
+	(*BudgetUse)(nil),             // 6: behest.v1.BudgetUse
+	(*Usage)(nil),                 // 7: behest.v1.Usage
 }
 var file_behest_v1_usage_service_proto_depIdxs = []int32{
-	0, // 0: behest.v1.QueryUsageRequest.group_by:type_name -> behest.v1.UsageDimension
-	5, // 1: behest.v1.QueryUsageRequest.start_time:type_name -> google.protobuf.Timestamp
-	5, // 2: behest.v1.QueryUsageRequest.end_time:type_name -> google.protobuf.Timestamp
-	1, // 3: behest.v1.QueryUsageRequest.purpose:type_name -> behest.v1.UsagePurpose
-	4, // 4: behest.v1.QueryUsageResponse.rows:type_name -> behest.v1.UsageRow
-	4, // 5: behest.v1.QueryUsageResponse.total:type_name -> behest.v1.UsageRow
-	1, // 6: behest.v1.UsageRow.purpose:type_name -> behest.v1.UsagePurpose
-	6, // 7: behest.v1.UsageRow.usage:type_name -> behest.v1.Usage
-	2, // 8: behest.v1.UsageService.QueryUsage:input_type -> behest.v1.QueryUsageRequest
-	3, // 9: behest.v1.UsageService.QueryUsage:output_type -> behest.v1.QueryUsageResponse
-	9, // [9:10] is the sub-list for method output_type
-	8, // [8:9] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	0,  // 0: behest.v1.QueryUsageRequest.group_by:type_name -> behest.v1.UsageDimension
+	5,  // 1: behest.v1.QueryUsageRequest.start_time:type_name -> google.protobuf.Timestamp
+	5,  // 2: behest.v1.QueryUsageRequest.end_time:type_name -> google.protobuf.Timestamp
+	1,  // 3: behest.v1.QueryUsageRequest.purpose:type_name -> behest.v1.UsagePurpose
+	4,  // 4: behest.v1.QueryUsageResponse.rows:type_name -> behest.v1.UsageRow
+	4,  // 5: behest.v1.QueryUsageResponse.total:type_name -> behest.v1.UsageRow
+	6,  // 6: behest.v1.QueryUsageResponse.budget:type_name -> behest.v1.BudgetUse
+	1,  // 7: behest.v1.UsageRow.purpose:type_name -> behest.v1.UsagePurpose
+	7,  // 8: behest.v1.UsageRow.usage:type_name -> behest.v1.Usage
+	2,  // 9: behest.v1.UsageService.QueryUsage:input_type -> behest.v1.QueryUsageRequest
+	3,  // 10: behest.v1.UsageService.QueryUsage:output_type -> behest.v1.QueryUsageResponse
+	10, // [10:11] is the sub-list for method output_type
+	9,  // [9:10] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_usage_service_proto_init() }

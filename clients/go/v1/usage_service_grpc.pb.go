@@ -30,7 +30,8 @@ const (
 type UsageServiceClient interface {
 	// Sums usage over a range of time, in one row for each group.
 	//
-	// The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID when the range ends before it begins.
+	// Each attempt of a call counts by itself. The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID
+	// when the range ends before it begins.
 	QueryUsage(ctx context.Context, in *QueryUsageRequest, opts ...grpc.CallOption) (*QueryUsageResponse, error)
 }
 
@@ -60,7 +61,8 @@ func (c *usageServiceClient) QueryUsage(ctx context.Context, in *QueryUsageReque
 type UsageServiceServer interface {
 	// Sums usage over a range of time, in one row for each group.
 	//
-	// The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID when the range ends before it begins.
+	// Each attempt of a call counts by itself. The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID
+	// when the range ends before it begins.
 	QueryUsage(context.Context, *QueryUsageRequest) (*QueryUsageResponse, error)
 	mustEmbedUnimplementedUsageServiceServer()
 }

@@ -77,8 +77,8 @@ class Context:
         return self._call.request
 
     @property
-    def key(self) -> str:
-        """The idempotency key: equal over all attempts of the call."""
+    def idempotency_key(self) -> str:
+        """The key of the call: equal over all its attempts, different for different calls."""
         return self._call.request.idempotency_key
 
     @property
@@ -294,7 +294,9 @@ class Calls:
             await self._store.put(key, Entry("running", request.epoch, request.attempt, call.digest))
         call.begin()
         result = await self._execute(call, function, arguments)
-        if key:
+        # What was cut short and may be repeated is not remembered: the next attempt begins anew.
+        is_cut = call.is_cancelled and result.is_error and _is_repeatable(function, request)
+        if key and not is_cut:
             done = Entry("done", call.epoch, request.attempt, call.digest, bytes(result))
             await self._store.put(key, done)
         return result
@@ -309,8 +311,7 @@ class Calls:
         _check_same(entry, request)
         if entry.state == "done":
             return ToolResult.FromString(entry.result)
-        hints = self.find(request.tool_name).tool.hints
-        if hints is not None and hints.side_effect in _REPEATABLE:
+        if _is_repeatable(self.find(request.tool_name), request):
             return None
         raise _lost()
 
@@ -349,6 +350,13 @@ async def _guarded(function: Callable[..., Any], arguments: dict[str, Any]) -> t
         return await function(**arguments), None
     except Exception as exc:  # noqa: BLE001  the border to code of others
         return None, exc
+
+
+def _is_repeatable(function: Function, request: CallToolRequest) -> bool:
+    """Whether a call may be executed again. Where the author says nothing, the operator's word counts."""
+    hints = function.tool.hints
+    claimed = SideEffect.UNSPECIFIED if hints is None else hints.side_effect
+    return (claimed or request.side_effect) in _REPEATABLE
 
 
 def digest_of(request: CallToolRequest) -> bytes:

@@ -17,6 +17,7 @@ from behest.v1 import (
     approval_service_pb2_grpc,
     artifact_service_pb2_grpc,
     chat_service_pb2_grpc,
+    context_service_pb2_grpc,
     daemon_service_pb2_grpc,
     embedding_service_pb2_grpc,
     event_service_pb2_grpc,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from behest.v1.approval_service_pb2_grpc import ApprovalServiceAsyncStub
     from behest.v1.artifact_service_pb2_grpc import ArtifactServiceAsyncStub
     from behest.v1.chat_service_pb2_grpc import ChatServiceAsyncStub
+    from behest.v1.context_service_pb2_grpc import ContextServiceAsyncStub
     from behest.v1.daemon_service_pb2_grpc import DaemonServiceAsyncStub
     from behest.v1.embedding_service_pb2_grpc import EmbeddingServiceAsyncStub
     from behest.v1.event_service_pb2_grpc import EventServiceAsyncStub
@@ -78,6 +80,7 @@ class Stubs:
     approvals: ApprovalServiceAsyncStub
     artifacts: ArtifactServiceAsyncStub
     chat: ChatServiceAsyncStub
+    context: ContextServiceAsyncStub
     daemon: DaemonServiceAsyncStub
     embeddings: EmbeddingServiceAsyncStub
     events: EventServiceAsyncStub
@@ -116,6 +119,7 @@ def stubs_on(channel: grpc.aio.Channel) -> Stubs:
         approvals=approval_service_pb2_grpc.ApprovalServiceStub(channel),
         artifacts=artifact_service_pb2_grpc.ArtifactServiceStub(channel),
         chat=chat_service_pb2_grpc.ChatServiceStub(channel),
+        context=context_service_pb2_grpc.ContextServiceStub(channel),
         daemon=daemon_service_pb2_grpc.DaemonServiceStub(channel),
         embeddings=embedding_service_pb2_grpc.EmbeddingServiceStub(channel),
         events=event_service_pb2_grpc.EventServiceStub(channel),

@@ -28,7 +28,9 @@ from behest.services.agents import Agents
 from behest.services.approvals import Approvals
 from behest.services.artifacts import Artifacts
 from behest.services.chat import Chats
+from behest.services.context import Context
 from behest.services.daemon import Daemon
+from behest.services.embeddings import Embeddings
 from behest.services.ids import new_request_id
 from behest.services.models import Models
 from behest.services.runs import Runs
@@ -36,6 +38,7 @@ from behest.services.servers import Servers
 from behest.services.session_data import SessionData
 from behest.services.sessions import Sessions
 from behest.services.tools import ToolCalls, Tools
+from behest.services.usage import UsageSums
 from behest.subscription import RunEvents, Subscription, kinds_of
 from behest.v1 import event_service_pb2, run_service_pb2
 from behest.watch import Subject
@@ -213,6 +216,11 @@ class Client:
         return Tools(self.stubs.tools, self._calls)
 
     @property
+    def usage(self) -> UsageSums:
+        """What calls of models used and cost."""
+        return UsageSums(self.stubs.usage, self._calls)
+
+    @property
     def tool_calls(self) -> ToolCalls:
         """Records of the tool calls of runs."""
         return ToolCalls(self.stubs.tool_calls, self._calls)
@@ -228,6 +236,11 @@ class Client:
         return Models(self.stubs.models, self._calls)
 
     @property
+    def context(self) -> Context:
+        """What models see beside an order."""
+        return Context(self.stubs.context, self._calls)
+
+    @property
     def artifacts(self) -> Artifacts:
         """Named bytes."""
         return Artifacts(self.stubs.artifacts, self._calls)
@@ -236,6 +249,11 @@ class Client:
     def chat(self) -> Chats:
         """Single model calls."""
         return Chats(self.stubs.chat, self._calls)
+
+    @property
+    def embeddings(self) -> Embeddings:
+        """Vectors for texts."""
+        return Embeddings(self.stubs.embeddings, self._calls)
 
     @property
     def daemon(self) -> Daemon:

@@ -164,6 +164,7 @@ class Attachment:
         return AttachHello(
             server_name=self._target.server_name,
             tools=service.tools,
+            models=service.models.listed,
             dedupe_retention=duration(dedupe.retention_seconds) if dedupe.is_durable else None,
             max_concurrent_calls=self._target.max_concurrent_calls,
             held=[AttachHeld(idempotency_key=key, is_done=is_done) for key, is_done in held],

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import grpc
 import grpc.aio
 
+from behest import model_dialled
 from behest.tool_calls import Refused
 from behest.tool_context import Origin
 from behest.tool_results import FRAME_BYTES
@@ -43,7 +44,10 @@ async def listening(
 ) -> tuple[grpc.aio.Server, int]:
     """Serve at an address, and return the server and its port. Raises RuntimeError when it cannot be taken."""
     server = grpc.aio.server(options=OPTIONS)
-    add_ToolServiceServicer_to_server(Dialled(service, token), server)
+    dialled = Dialled(service, token)
+    add_ToolServiceServicer_to_server(dialled, server)
+    if service.models.listed:
+        model_dialled.add_to(server, service.models, dialled.authorize, _abort)
     if credentials is None:
         port = server.add_insecure_port(address)
     else:
@@ -60,14 +64,14 @@ class Dialled(ToolServiceServicer):
         self._token = f"Bearer {token}".encode() if token else b""
 
     async def ListTools(self, request: ListToolsRequest, context: Any) -> ListToolsResponse:
-        await self._authorize(context)
+        await self.authorize(context)
         try:
             return self._service.list_tools(request)
         except Refused as exc:
             await _abort(context, exc)
 
     async def GetTool(self, request: GetToolRequest, context: Any) -> GetToolResponse:
-        await self._authorize(context)
+        await self.authorize(context)
         try:
             return self._service.get_tool(request)
         except Refused as exc:
@@ -75,7 +79,7 @@ class Dialled(ToolServiceServicer):
 
     # A coroutine that writes is the other form of a streaming method, which the stubs do not know.
     async def CallTool(self, request: CallToolRequest, context: Any) -> None:  # type: ignore[override]
-        await self._authorize(context)
+        await self.authorize(context)
         origin = Origin(_metadata(context, "traceparent"))
         try:
             async with aclosing(self._service.frames(self._service.call_tool(request, origin))) as frames:
@@ -86,17 +90,18 @@ class Dialled(ToolServiceServicer):
             await _abort(context, exc)
 
     async def GetCallStatus(self, request: GetCallStatusRequest, context: Any) -> GetCallStatusResponse:
-        await self._authorize(context)
+        await self.authorize(context)
         try:
             return await self._service.get_call_status(request)
         except Refused as exc:
             await _abort(context, exc)
 
     async def CancelCall(self, request: CancelCallRequest, context: Any) -> CancelCallResponse:
-        await self._authorize(context)
+        await self.authorize(context)
         return self._service.cancel_call(request)
 
-    async def _authorize(self, context: Any) -> None:
+    async def authorize(self, context: Any) -> None:
+        """Abort a call that does not bring the token."""
         given = _metadata(context, "authorization").encode()
         if self._token and not hmac.compare_digest(given, self._token):
             await _abort(context, Refused("UNAUTHENTICATED", "AUTH_REQUIRED", "the bearer token is missing or wrong"))

@@ -55,12 +55,13 @@ ARGUMENTS_LIMIT_BYTES = 16 * 1024 * 1024
 
 @dataclass(slots=True)
 class Open:
-    """A call of a tool that has not ended on this stream: its arguments so far, then what runs."""
+    """A call that has not ended on this stream: of a tool its arguments so far, then what runs; of a model its task."""
 
     call: AttachCall
     arguments: list[bytes] = field(default_factory=list)
     arguments_bytes: int = 0
     running: Running | None = None
+    work: asyncio.Task[Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,21 +199,23 @@ class Link:
 
     async def _taken_call(self, call: AttachCall) -> None:
         number = call.call_number
-        match call.WhichOneof("request"):
-            case "call_tool":
-                limit = self._welcome.max_concurrent_calls
-                if limit and len(self._open) >= limit:
-                    text = f"more calls at once than the {limit} that were agreed"
-                    await self._end(number, Refused("RESOURCE_EXHAUSTED", "RUNTIME_OVERLOADED", text))
-                    return
-                self._open[number] = Open(call)
-                if not call.more:
-                    await self._answer(number)
-            case "get_call_status":
-                await self._answer_status(call)
-            case kind:
-                text = f"this server serves tools, not {kind or 'nothing'}"
-                await self._end(number, Refused("UNIMPLEMENTED", "REQUEST_UNSUPPORTED", text))
+        kind = call.WhichOneof("request")
+        limit = self._welcome.max_concurrent_calls
+        if kind == "get_call_status":
+            await self._answer_status(call)
+        elif kind not in ("call_tool", "stream_chat", "embed"):
+            text = f"this server serves tools and models, not {kind or 'nothing'}"
+            await self._end(number, Refused("UNIMPLEMENTED", "REQUEST_UNSUPPORTED", text))
+        elif limit and len(self._open) >= limit:
+            text = f"more calls at once than the {limit} that were agreed"
+            await self._end(number, Refused("RESOURCE_EXHAUSTED", "RUNTIME_OVERLOADED", text))
+        elif kind == "call_tool":
+            self._open[number] = Open(call)
+            if not call.more:
+                await self._answer(number)
+        else:
+            self._open[number] = Open(call, work=asyncio.current_task())
+            await self._answer_model(call)
 
     async def _taken_arguments(self, part: AttachArguments) -> None:
         opened = self._open.get(part.call_number)
@@ -236,6 +239,12 @@ class Link:
         opened = self._open.get(number)
         if opened is not None and opened.running is not None:
             opened.running.cancel()
+        elif opened is not None and opened.work is not None:
+            opened.work.cancel()
+            # The end is the receipt: it is sent when the function has stopped.
+            await asyncio.wait({opened.work})
+            if number in self._open:
+                await self._end(number, Refused("CANCELLED", "TRANSPORT_CANCELLED", "the call was cancelled"))
         elif opened is not None:
             await self._end(number, Refused("CANCELLED", "TOOL_CANCELLED", "the call was cancelled before it began"))
 
@@ -264,6 +273,17 @@ class Link:
             ended = await self._end(number, exc)
         if ended and request.idempotency_key:
             self._offered.append((time.monotonic(), request.idempotency_key))
+
+    async def _answer_model(self, call: AttachCall) -> None:
+        """Answer a call of a model, which is over when the stream is."""
+        try:
+            async with aclosing(self._service.models.replies(call)) as replies:
+                async for reply in replies:
+                    if not await self._send(AttachServerRequest(reply=reply)):
+                        return
+            await self._end(call.call_number)
+        except Refused as exc:
+            await self._end(call.call_number, exc)
 
     async def _answer_status(self, call: AttachCall) -> None:
         try:

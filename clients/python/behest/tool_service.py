@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from behest.dedupe import State
+from behest.model_service import Models
 from behest.tool_calls import Refused, Running
 from behest.tool_results import FRAME_BYTES, cut, frames_of
 from behest.v1.message_pb2 import ToolResult
@@ -45,6 +46,8 @@ class Service:
 
     def __init__(self, functions: Mapping[str, Function], calls: Calls) -> None:
         self.calls = calls
+        self.models = Models()
+        """What it serves beside tools."""
         self._functions = functions
 
     @property

@@ -203,6 +203,7 @@ class ToolServer:
     async def drain(self, grace_seconds: float = DRAIN_SECONDS) -> None:
         """Take no more calls, finish those that run and give their results, then stop; what takes longer is lost."""
         self._service.calls.drain()
+        self._service.models.drain()
         try:
             async with asyncio.timeout(grace_seconds), asyncio.TaskGroup() as group:
                 for server in self._servers:

@@ -9,11 +9,13 @@
 import { setTimeout as sleep } from "node:timers/promises";
 import { create } from "@bufbuild/protobuf";
 import { createClient } from "@connectrpc/connect";
+import { type Upload, uploading } from "./artifacts.js";
 import { Backoff } from "./calls.js";
 import type { Catalog } from "./catalog.js";
 import { openChannel, type Security } from "./channel.js";
 import type { Log } from "./context.js";
 import { type BehestError, brokenStream, ClientClosedError, fromRpc } from "./errors.js";
+import { ArtifactService } from "./gen/behest/v1/artifact_service_pb.js";
 import { type AttachHello, AttachHelloSchema, RegistryService } from "./gen/behest/v1/registry_service_pb.js";
 import { Link, Owed } from "./link.js";
 import { duration } from "./order.js";
@@ -95,9 +97,10 @@ export class Attachment {
   async #run(address: string, welcomed: () => void): Promise<void> {
     const backoff = new Backoff(PAUSE_SECONDS);
     const channel = openChannel(address, this.#target);
+    const upload = uploading(createClient(ArtifactService, channel.transport));
     try {
       for (;;) {
-        const error = await this.#attach(createClient(RegistryService, channel.transport), backoff, welcomed);
+        const error = await this.#attach(createClient(RegistryService, channel.transport), upload, backoff, welcomed);
         if (this.#closing.signal.aborted || this.#isFinished) {
           return;
         }
@@ -119,10 +122,11 @@ export class Attachment {
   /** Serves over one stream, and returns why it ended. */
   async #attach(
     stub: ReturnType<typeof createClient<typeof RegistryService>>,
+    upload: Upload,
     backoff: Backoff,
     welcomed: () => void,
   ): Promise<BehestError> {
-    const link = new Link(this.#calls, this.#owed, (welcome) => {
+    const link = new Link(this.#calls, this.#owed, upload, (welcome) => {
       this.#leaseId = welcome.leaseId;
       backoff.heard(true);
       welcomed();

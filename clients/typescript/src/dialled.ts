@@ -99,9 +99,9 @@ function methods(catalog: Catalog, calls: Calls): ServiceImpl<typeof ToolService
 async function* callTool(
   calls: Calls,
   request: CallToolRequest,
-  { signal }: HandlerContext,
+  { signal, requestHeader }: HandlerContext,
 ): AsyncGenerator<CallToolResponse, void, undefined> {
-  const running = calls.join(request);
+  const running = calls.join(request, { traceparent: requestHeader.get("traceparent") ?? "" });
   try {
     for await (const sign of running.signs(signal)) {
       if (sign.type === "progress") {

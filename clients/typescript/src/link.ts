@@ -11,6 +11,7 @@ import { create, type MessageInitShape } from "@bufbuild/protobuf";
 import { durationMs, timestampMs } from "@bufbuild/protobuf/wkt";
 import { Code } from "@connectrpc/connect";
 import { progressFrame, resultFrames, statusOf } from "./answers.js";
+import type { Upload } from "./artifacts.js";
 import {
   type AttachArguments,
   type AttachCall,
@@ -85,6 +86,7 @@ export class Owed {
 export class Link {
   readonly #calls: Calls;
   readonly #owed: Owed;
+  readonly #upload: Upload;
   readonly #onWelcome: (welcome: AttachWelcome) => void;
   readonly #outbox = new Outbox<AttachServerRequest>();
   readonly #over = new AbortController();
@@ -95,9 +97,10 @@ export class Link {
   #heart: NodeJS.Timeout | undefined;
   #isFinishing = false;
 
-  constructor(calls: Calls, owed: Owed, onWelcome: (welcome: AttachWelcome) => void) {
+  constructor(calls: Calls, owed: Owed, upload: Upload, onWelcome: (welcome: AttachWelcome) => void) {
     this.#calls = calls;
     this.#owed = owed;
+    this.#upload = upload;
     this.#onWelcome = onWelcome;
     // Each open call listens.
     setMaxListeners(0, this.#over.signal);
@@ -257,7 +260,7 @@ export class Link {
     }
     let isGiven = false;
     const isEnded = await this.#ending(callNumber, async () => {
-      const running = this.#calls.join(request);
+      const running = this.#calls.join(request, { traceparent: opened.call.traceparent, upload: this.#upload });
       opened.running = running;
       await this.#follow(opened.call, running);
       if (running.outcome instanceof Refused) {

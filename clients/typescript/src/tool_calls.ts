@@ -8,7 +8,7 @@
 
 import { fromBinary, toBinary } from "@bufbuild/protobuf";
 import { Code } from "@connectrpc/connect";
-import { Context, type Log } from "./context.js";
+import { Context, type Log, type Origin } from "./context.js";
 import type { Dedupe, Entry, Held } from "./dedupe.js";
 import { type ToolResult, ToolResultSchema } from "./gen/behest/v1/message_pb.js";
 import { SideEffect, type Tool } from "./gen/behest/v1/tool_pb.js";
@@ -19,6 +19,7 @@ import { Mismatch, type Read } from "./schema.js";
 
 const HELD_KEYS = 10_000;
 const NOTHING = new Uint8Array();
+const NOWHERE: Origin = { traceparent: "" };
 
 /** A registered function: the tool that it is, how its arguments are read, and what it does. */
 export interface Registered {
@@ -77,7 +78,7 @@ export class Calls {
    * Begins a call, or joins the one that runs with its key. Throws Refused for a stale epoch, and for a key that runs with
    * other arguments.
    */
-  join(request: CallToolRequest): Running {
+  join(request: CallToolRequest, origin: Origin = NOWHERE): Running {
     const joined = this.#running.get(request.idempotencyKey);
     if (joined !== undefined) {
       checkSame(joined, request);
@@ -89,7 +90,7 @@ export class Calls {
       this.#running.set(running.key, running);
     }
     this.#all.add(running);
-    void this.#make(running, request);
+    void this.#make(running, request, origin);
     return running;
   }
 
@@ -158,10 +159,10 @@ export class Calls {
   }
 
   /** Makes a call from start to end, and remembers what came of it. The outcome is set whatever happens. */
-  async #make(running: Running, request: CallToolRequest): Promise<void> {
+  async #make(running: Running, request: CallToolRequest, origin: Origin): Promise<void> {
     let outcome: ToolResult | Refused;
     try {
-      outcome = await this.#outcome(running, request);
+      outcome = await this.#outcome(running, request, origin);
     } catch (error) {
       if (error instanceof Refused) {
         outcome = error;
@@ -179,7 +180,7 @@ export class Calls {
     running.end(outcome);
   }
 
-  async #outcome(running: Running, request: CallToolRequest): Promise<ToolResult> {
+  async #outcome(running: Running, request: CallToolRequest, origin: Origin): Promise<ToolResult> {
     const { key, digest } = running;
     if (key) {
       await this.#burials.get(key)?.catch(() => undefined);
@@ -206,9 +207,12 @@ export class Calls {
       await this.dedupe.put(key, { state: "running", epoch: request.epoch, attempt: 0, digest, result: NOTHING });
     }
     running.begin();
-    const result = await this.#execute(registered, args, running, request);
+    const context = new Context(request, running.signal, (progress) => running.show(progress), origin);
+    const result = await this.#execute(registered, args, context, request);
+    // What was cut short and may be repeated is not remembered: the next attempt begins anew.
+    const isCut = running.signal.aborted && result.isError && isRepeatable(registered, request);
     // A call that was let go of stays as begun: its caller was told that its outcome is not known.
-    if (key && running.outcome === undefined) {
+    if (key && !isCut && running.outcome === undefined) {
       const encoded = toBinary(ToolResultSchema, result);
       await this.dedupe.put(key, { state: "done", epoch: running.epoch, attempt: 0, digest, result: encoded });
     }
@@ -216,16 +220,15 @@ export class Calls {
   }
 
   /** Runs the function; what it throws becomes an error result without a stack. */
-  async #execute(made: Registered, args: unknown, running: Running, request: CallToolRequest): Promise<ToolResult> {
-    if (running.signal.aborted) {
+  async #execute(made: Registered, args: unknown, context: Context, request: CallToolRequest): Promise<ToolResult> {
+    if (context.signal.aborted) {
       return errorResult(request, "the call was cancelled before it began");
     }
-    const context = new Context(request, running.signal, (progress) => running.show(progress));
     try {
       const value = await made.run(args as never, context);
       return resultOf(request, context.written, value);
     } catch (error) {
-      if (running.signal.aborted) {
+      if (context.signal.aborted) {
         return errorResult(request, "the call was cancelled; part of its work may have been done");
       }
       if (error instanceof ToolError) {
@@ -250,12 +253,17 @@ function remembered(entry: Entry, request: CallToolRequest, find: Find): ToolRes
   if (entry.state === "done") {
     return fromBinary(ToolResultSchema, entry.result);
   }
-  const sideEffect = find(request).tool.hints?.sideEffect;
-  if (sideEffect === SideEffect.PURE || sideEffect === SideEffect.IDEMPOTENT) {
+  if (isRepeatable(find(request), request)) {
     return undefined;
   }
   const text = "the server stopped while the call ran; whether it took effect is not known";
   throw new Refused(Code.Aborted, "TOOL_OUTCOME_UNKNOWN", text, { isProof: false });
+}
+
+/** Whether a call may be executed again. Where the author says nothing, the operator's word counts. */
+function isRepeatable({ tool }: Registered, request: CallToolRequest): boolean {
+  const sideEffect = tool.hints?.sideEffect || request.sideEffect;
+  return sideEffect === SideEffect.PURE || sideEffect === SideEffect.IDEMPOTENT;
 }
 
 /** Whether a tombstone covers an attempt. */

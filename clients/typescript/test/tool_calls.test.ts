@@ -1,8 +1,10 @@
 import assert from "node:assert/strict";
+import { once } from "node:events";
 import { test } from "node:test";
 import { create } from "@bufbuild/protobuf";
+import type { Context } from "#dist/context.js";
 import { MemoryDedupe } from "#dist/dedupe.js";
-import { ToolSchema } from "#dist/gen/behest/v1/tool_pb.js";
+import { SideEffect, ToolSchema } from "#dist/gen/behest/v1/tool_pb.js";
 import { type CallToolRequest, CallToolRequestSchema } from "#dist/gen/behest/v1/tool_service_pb.js";
 import { Refused, Running } from "#dist/running.js";
 import { Calls } from "#dist/tool_calls.js";
@@ -87,6 +89,46 @@ test("a call that is let go of stays as begun", async () => {
   assert.ok(refused instanceof Refused && !refused.isProof);
   await new Promise(setImmediate);
   assert.equal((await store.find("key"))?.state, "running");
+});
+
+test("a call that was cut short is executed again if it may be", async () => {
+  const cases: [SideEffect, number][] = [
+    [SideEffect.PURE, 2],
+    [SideEffect.IDEMPOTENT, 2],
+    [SideEffect.NON_IDEMPOTENT, 1],
+    [SideEffect.UNSPECIFIED, 1],
+  ];
+  for (const [sideEffect, executed] of cases) {
+    for (const claims of [true, false]) {
+      let began = 0;
+      const run = async (_: never, { signal }: Context) => {
+        began += 1;
+        if (began === 1) {
+          await once(signal, "abort");
+          throw signal.reason;
+        }
+        return "done";
+      };
+      const hints = claims ? { sideEffect } : undefined;
+      const registered = { tool: create(ToolSchema, { name: "t", hints }), read: () => ({}), run };
+      const calls = new Calls(
+        new Durable(),
+        () => registered,
+        () => {},
+      );
+      const request = { ...call(), sideEffect: claims ? SideEffect.UNSPECIFIED : sideEffect };
+      const first = calls.join(request);
+      while (began === 0) {
+        await new Promise(setImmediate);
+      }
+      assert.ok(calls.cancelKey("key", 1n));
+      const cut = await outcome(first);
+      assert.ok(!(cut instanceof Refused) && cut?.isError);
+      const again = await outcome(calls.join({ ...request, attempt: 2 }));
+      assert.ok(!(again instanceof Refused));
+      assert.deepEqual([began, again?.isError], [executed, executed === 1]);
+    }
+  }
 });
 
 test("a server that drains begins nothing, and still gives results", async () => {

@@ -50,7 +50,7 @@ def made(store: str) -> ToolServer:
     @server.tool
     async def work(context: Context, seconds: float) -> str:
         """Take time."""
-        say(f"began work {context.key}")
+        say(f"began work {context.idempotency_key}")
         for step in range(5):
             context.progress(f"step {step}", current=step, total=4)
             await asyncio.sleep(seconds / 5)

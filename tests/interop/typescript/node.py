@@ -80,12 +80,15 @@ def environment() -> dict[str, str]:
 
 
 @cache
-def compiled(project: Path) -> None:
-    """Compile the programs of a project, unless that was done. Raises AssertionError with what the compiler says."""
+def compiled(project: Path, name: str = "") -> None:
+    """Compile the programs of a project, unless that was done. Raises AssertionError with what the compiler says.
+
+    `name` tells it from other projects, where that of its folder does not.
+    """
     sources = sorted(path for path in project.rglob("*") if path.suffix in (".ts", ".mts", ".json"))
     content = b"".join(path.read_bytes() for path in [*sources, PACKAGE / "dist" / ".built"])
     digest = sha256(content + str((PACKAGE / "dist" / ".built").stat().st_mtime_ns).encode()).hexdigest()
-    stamp = BUILT / f"{project.name}.compiled"
+    stamp = BUILT / f"{name or project.name}.compiled"
     with alone():
         if not stamp.exists() or stamp.read_text() != digest:
             _compile(project)

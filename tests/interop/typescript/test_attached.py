@@ -341,24 +341,6 @@ async def test_a_server_that_is_refused_at_first_is_told_why(tmp_path: Path) -> 
         assert await process.end() != 0
 
 
-async def test_a_daemon_calls_an_attached_server_also_after_it_was_killed(tmp_path: Path) -> None:  # C025, N02
-    tools = ("attached", str(tmp_path / "ledger"), str(tmp_path / "calls.sqlite3"))
-    async with running(tmp_path / "daemon") as daemon, Client(daemon.address) as client:
-        async with program("tools", tools[0], daemon.address, *tools[1:]) as process:
-            await process.expect("ready")
-            paid = await client.run('/tool pay {"text": "rent"}')
-            async with asyncio.timeout(SECONDS):
-                await paid.result()
-            run = await client.run('/tool wait {"ms": 3000}')
-            await process.expect("began wait")
-            await daemon.kill()
-            await daemon.start()
-            async with asyncio.timeout(SECONDS):
-                output = await run.result()
-    assert "waited 3000 ms" in output.text
-    assert [(line["name"], line["run"]) for line in executed(tmp_path)] == [("pay", paid.run_id), ("wait", run.run_id)]
-
-
 @pytest.mark.proof
 async def test_a_thousand_calls_in_flight_survive_the_crash_of_the_daemon(tmp_path: Path) -> None:  # C025, N02
     config = "[limits]\ntool_calls = 1000\nactive_runs = 1200\n"

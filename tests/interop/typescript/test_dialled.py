@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from behest.client import Client
@@ -25,11 +23,8 @@ from behest.v1.tool_service_pb2 import (
     CallState,
     CallToolRequest,
     CallToolResponse,
-    CancelCallRequest,
     GetCallStatusRequest,
     GetCallStatusResponse,
-    GetToolRequest,
-    ListToolsRequest,
 )
 from behest.v1.tool_service_pb2_grpc import ToolServiceStub
 from tests.daemon_process import running
@@ -132,74 +127,12 @@ async def test_a_run_calls_a_tool_and_its_cancel_reaches_another(tmp_path: Path)
         await tools.process.expect("stopped wait")
 
 
-async def test_its_tools_are_listed_by_page_and_glob(tmp_path: Path) -> None:
-    async with served(tmp_path) as tools:
-        names, token = [], ""
-        while True:
-            page = await tools.stub.ListTools(ListToolsRequest(page_size=4, page_token=token))
-            names += [tool.name for tool in page.tools]
-            if not (token := page.next_page_token):
-                break
-        globbed = await tools.stub.ListTools(ListToolsRequest(name_glob="*[ai]*"))
-        found = (await tools.stub.GetTool(GetToolRequest(tool_name="pay"))).tool
-    assert names == TOOLS
-    assert [tool.name for tool in globbed.tools] == ["break", "fail", "pay", "wait"]
-    assert json.loads(found.input_schema_json)["required"] == ["text"]
-    assert found.hints.side_effect == SideEffect.SIDE_EFFECT_NON_IDEMPOTENT
-
-
-async def test_a_key_that_is_sent_twice_is_executed_once(tmp_path: Path) -> None:  # N02
-    async with served(tmp_path) as tools:
-        first = await tools.call("pay", '{"text": "a"}', "key-1")
-        again = await tools.call("pay", '{"text": "a"}', "key-1", attempt=2, epoch=3)
-        other = await tools.call("pay", '{"text": "a"}', "key-2")
-        reused = await refusal(tools.call("pay", '{"text": "b"}', "key-1"))
-        assert first == again != other
-        assert [line["key"] for line in tools.ledger] == ["key-1", "key-2"]
-    assert reused == ("ALREADY_EXISTS", "REQUEST_ID_REUSED", False)
-
-
-async def test_a_running_key_is_joined_and_a_broken_stream_ends_nothing(tmp_path: Path) -> None:
-    async with served(tmp_path) as tools:
-        broken = tools.stub.CallTool(request("wait", '{"ms": 1500}', "key-1"))
-        await tools.process.expect("began wait")
-        stale = await refusal(tools.call("wait", '{"ms": 1500}', "key-1", epoch=0))
-        broken.cancel()
-        running_still = await tools.status("key-1")
-        joined = await asyncio.gather(*(tools.frames("wait", '{"ms": 1500}', "key-1") for _ in range(2)))
-        settled = await tools.status("key-1", wait=Duration(seconds=20))
-        assert len(tools.ledger) == 1
-    assert stale == ("ABORTED", "TOOL_OUTCOME_UNKNOWN", False)
-    assert running_still.state == CallState.CALL_STATE_RUNNING
-    for frames in joined:
-        assert [frame.progress.text for frame in frames[:-1]] == ["waiting"]
-        assert text(frames[-1].result) == "waited 1500 ms"
-    assert settled.state == CallState.CALL_STATE_DONE
-    assert settled.result == joined[0][-1].result
-
-
 async def test_a_call_without_a_key_ends_with_its_stream(tmp_path: Path) -> None:
     async with served(tmp_path) as tools:
         stream = tools.stub.CallTool(request("wait", '{"ms": 600000}'))
         await tools.process.expect("began wait")
         stream.cancel()
         await tools.process.expect("stopped wait")
-
-
-async def test_a_call_is_cancelled_by_its_key_and_told_so(tmp_path: Path) -> None:
-    async with served(tmp_path) as tools, asyncio.TaskGroup() as group:
-        call = group.create_task(tools.call("wait", '{"ms": 600000}', "key-1", epoch=2))
-        await tools.process.expect("began wait")
-        acknowledged = [
-            (await tools.stub.CancelCall(CancelCallRequest(idempotency_key=key, epoch=epoch))).acknowledged
-            for key, epoch in (("key-1", 1), ("key-2", 2), ("key-1", 2))
-        ]
-        cancelled = await call
-        late = (await tools.stub.CancelCall(CancelCallRequest(idempotency_key="key-1", epoch=2))).acknowledged
-    assert acknowledged == [False, False, True]
-    assert cancelled.is_error
-    assert "cancelled" in text(cancelled)
-    assert not late
 
 
 async def test_what_a_tool_throws_is_a_result_and_no_failure(tmp_path: Path) -> None:
@@ -226,51 +159,6 @@ async def test_refusals_carry_their_reason_and_the_proof_that_nothing_was_execut
     assert late == ("FAILED_PRECONDITION", "TOOL_START_EXPIRED", True)
 
 
-async def test_without_the_bearer_token_nothing_is_answered(tmp_path: Path) -> None:
-    async with served(tmp_path, token="not-a-secret") as tools:
-        refused = await refusal(tools.call("fail"))
-        wrong = (("authorization", "Bearer another"),)
-        right = (("authorization", "Bearer not-a-secret"),)
-        assert await refusal(tools.stub.ListTools(ListToolsRequest(), metadata=wrong)) == refused
-        listed = await tools.stub.ListTools(ListToolsRequest(), metadata=right)
-    assert refused == ("UNAUTHENTICATED", "AUTH_REQUIRED", True)
-    assert len(listed.tools) == len(TOOLS)
-
-
-async def test_a_key_that_was_never_seen_is_buried_up_to_the_attempt_that_is_asked_about(tmp_path: Path) -> None:
-    async with served(tmp_path) as tools:
-        for _ in range(2):
-            assert (await tools.status("key-1", epoch=2, attempt=1)).state == CallState.CALL_STATE_NEVER_SEEN
-        dead = [
-            await refusal(tools.call("pay", '{"text": "a"}', "key-1", epoch=epoch, attempt=attempt))
-            for epoch, attempt in ((2, 1), (1, 5))
-        ]
-        assert tools.ledger == []
-        await tools.call("pay", '{"text": "a"}', "key-1", epoch=2, attempt=2)
-        assert (await tools.status("key-1", epoch=2, attempt=1)).state == CallState.CALL_STATE_DONE
-        assert len(tools.ledger) == 1
-    assert dead == [("FAILED_PRECONDITION", "TOOL_START_EXPIRED", True)] * 2
-
-
-async def test_after_a_crash_it_knows_what_is_done_and_says_what_it_cannot_know(tmp_path: Path) -> None:  # N02
-    async with served(tmp_path) as tools:
-        done = await tools.call("pay", '{"text": "a"}', "done")
-        await tools.status("buried", epoch=3)
-        lost = tools.stub.CallTool(request("wait", '{"ms": 600000}', "lost"))
-        await tools.process.expect("began wait")
-        await tools.process.kill()
-        lost.cancel()
-    async with served(tmp_path) as tools:
-        assert await tools.call("pay", '{"text": "a"}', "done", attempt=2, epoch=2) == done
-        assert (await tools.status("done")).result == done
-        unknown = await refusal(tools.call("wait", '{"ms": 600000}', "lost", attempt=2))
-        asked = await refusal(tools.status("lost"))
-        buried = await refusal(tools.call("pay", '{"text": "a"}', "buried", epoch=3, attempt=9))
-        assert [line["name"] for line in tools.ledger] == ["pay", "wait"]
-    assert unknown == asked == ("ABORTED", "TOOL_OUTCOME_UNKNOWN", False)
-    assert buried == ("FAILED_PRECONDITION", "TOOL_START_EXPIRED", True)
-
-
 async def test_a_server_that_forgets_never_promises_that_a_call_was_not_executed(tmp_path: Path) -> None:
     async with served(tmp_path, dedupe=False) as tools:
         assert await refusal(tools.status("key-1")) == ("UNIMPLEMENTED", "REQUEST_UNSUPPORTED", False)
@@ -291,21 +179,6 @@ async def test_a_long_result_travels_in_pieces_and_arrives_whole(tmp_path: Path)
     assert "exceeds the limit" in text(refused)
     assert told.result.truncated
     assert text(told.result).startswith("漢字🙂")
-
-
-async def test_it_conforms(tmp_path: Path) -> None:  # N14
-    calls = ('long={"size": 400000}', 'wait={"ms": 1500}', 'pay={"text": "rent"}')
-    async with served(tmp_path) as tools:
-        process = await asyncio.create_subprocess_exec(
-            *(Path(sys.executable).parent / "behest", "conformance", "tools", f"127.0.0.1:{tools.port}"),
-            *(word for call in calls for word in ("--call", call)),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        async with asyncio.timeout(4 * SECONDS):
-            output, _ = await process.communicate()
-    assert process.returncode == 0, output.decode()
-    assert " 0 fail" in output.decode()
 
 
 async def test_it_finishes_what_runs_before_it_stops(tmp_path: Path) -> None:

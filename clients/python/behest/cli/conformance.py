@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from behest.cli.command import Exit
+from behest.conformance import models as of_models
+from behest.conformance.models_survey import Prompts
 from behest.conformance.tools import Plan, examine, planned
 from behest.conformance.verdict import Finding, Verdict, passes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
+PROMPTS = Prompts()
 COLOURS = {Verdict.PASS: "green", Verdict.FAIL: "red", Verdict.SKIP: "yellow"}
 
 
@@ -61,12 +64,60 @@ def tools(
         is_stateless=bool(settings["stateless"]),
         seconds=settings["patience"],
     )
+    _report(address, lambda: planned(plan), lambda tell: examine(plan, tell), is_json=is_json, **settings)
+
+
+@conformance.command(epilog="Exit: 0 nothing failed, 1 something failed, 2 wrong usage.")
+@click.argument("address", metavar="HOST:PORT")
+@click.option("--model", default="", metavar="NAME", help="Chat model to ask. Default: the first that is listed.")
+@click.option("--embedding-model", default="", metavar="NAME", help="Model to make vectors with. Default: the first.")
+@click.option(
+    "--text", default=PROMPTS.text, metavar="PROMPT", help="Gets a short answer; {mark} is a word of its own."
+)
+@click.option("--calls", default=PROMPTS.calls, metavar="PROMPT", help="Gets calls of the tools now and look_up.")
+@click.option("--long", default=PROMPTS.long, metavar="PROMPT", help="Gets an answer that takes long.")
+@click.option("--only", multiple=True, metavar="GLOB", help="Make these checks only, as `chat.*`.")
+@click.option("--token-env", metavar="NAME", help="Variable that holds the bearer token to send.")
+@click.option("--tls", is_flag=True, help="Connect with TLS, trusted as the system does.")
+@click.option("--strict", is_flag=True, help="A check that could not be made is a failure too.")
+@click.option("--patience", default=60.0, show_default=True, metavar="SECONDS", help="How long to wait for an answer.")
+@click.option("--json", "is_json", is_flag=True, help="Print a JSON line for each check.")
+def models(address: str, only: tuple[str, ...], token_env: str | None, is_json: bool, **settings: Any) -> None:
+    """Check the ChatService and the EmbeddingService at an address, by the models that its ModelService lists.
+
+    Some dozens of calls are made, at whatever they cost. No model can be made to say something: what the prompts do not
+    bring about is skipped.
+    """
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    plan = of_models.Plan(
+        address,
+        model=settings["model"],
+        embedding_model=settings["embedding_model"],
+        prompts=Prompts(settings["text"], settings["calls"], settings["long"]),
+        only=only,
+        token=_secret(token_env) if token_env else "",
+        tls=settings["tls"],
+        seconds=settings["patience"],
+    )
+    checks, examined = (lambda: of_models.planned(plan)), (lambda tell: of_models.examine(plan, tell))
+    _report(address, checks, examined, is_json=is_json, **settings)
+
+
+def _report(
+    address: str,
+    checks: Callable[[], list[str]],
+    examined: Callable[[Callable[[Finding], None]], Coroutine[Any, Any, list[Finding]]],
+    *,
+    is_json: bool,
+    **settings: Any,
+) -> None:
+    """Make the checks, print what was found, and exit by it."""
     try:
-        width = max(map(len, planned(plan)))
+        width = max(map(len, checks()))
     except ValueError as exc:
         raise click.BadParameter(str(exc), param_hint="--only") from exc
     try:
-        found = asyncio.run(examine(plan, _printer(width, is_json=is_json)))
+        found = asyncio.run(examined(_printer(width, is_json=is_json)))
     except RuntimeError as exc:
         raise click.ClickException(str(exc)) from exc
     if not is_json:

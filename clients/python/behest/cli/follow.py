@@ -102,7 +102,17 @@ class Printer:
             return f"… waiting: {reason.replace('_', ' ')}"
         if kind == "run_created":
             return f"run {event.run_id} session {event.session_id}"
-        return self._note_of_approval(event)
+        return self._note_of_child(event) or self._note_of_approval(event)
+
+    def _note_of_child(self, event: event_pb2.Event) -> str:
+        if event.HasField("child_run_started"):
+            child = event.child_run_started
+            return f"⇒ {self._name(child.call_id)} is run {child.child_run_id}: behest watch {child.child_run_id}"
+        if event.HasField("child_run_ended"):
+            over = event.child_run_ended
+            state = plain(over.DESCRIPTOR.fields_by_name["state"], over.state) if over.state else "not created"
+            return f"⇐ run {over.child_run_id} {state}"
+        return ""
 
     def _note_of_approval(self, event: event_pb2.Event) -> str:
         if event.HasField("approval_requested"):

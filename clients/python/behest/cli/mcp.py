@@ -16,6 +16,7 @@ import click
 from behest.channel import default_address
 from behest.cli.command import Exit, exit_code, pairs
 from behest.cli.show import Output
+from behest.cli.tls import of_daemon, of_listener, to_daemon, to_listen
 from behest.client import Client
 from behest.errors import BehestError
 from behest.tools import ToolServer
@@ -23,7 +24,12 @@ from behest.tools import ToolServer
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
+    import grpc
+
     from behest.mcp.bridge import Bridge
+
+
+_PEM = click.Path(exists=True, dir_okay=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +39,7 @@ class Ends:
     name: str
     target: str
     token: str = field(repr=False)
+    credentials: grpc.ChannelCredentials | None
     listen: str
     listen_token: str = field(repr=False)
     max_calls: int
@@ -54,6 +61,8 @@ class Ends:
 @click.option("--token-env", metavar="NAME", help="Variable that holds the token for the daemon.")
 @click.option("--listen-token-env", metavar="NAME", help="Variable that holds the token that daemons must bring.")
 @click.option("--patience", default=30.0, show_default=True, help="Seconds until the MCP server must be there.")
+@to_daemon
+@to_listen
 def mcp_bridge(command: tuple[str, ...], url: str, name: str, target: str | None, **options: Any) -> None:
     """Serve the tools of an MCP server to a daemon.
 
@@ -68,6 +77,7 @@ def mcp_bridge(command: tuple[str, ...], url: str, name: str, target: str | None
         name,
         target or default_address(),
         _secret(options["token_env"], "--token-env"),
+        of_daemon(options),
         options["listen"],
         _secret(options["listen_token_env"], "--listen-token-env"),
         options["max_calls"],
@@ -84,7 +94,7 @@ def mcp_bridge(command: tuple[str, ...], url: str, name: str, target: str | None
             raise click.BadParameter(f"there is no command {command[0]}", param_hint="COMMAND")
         env = {variable: _secret(variable, "--env") for variable in options["env"]}
         dial = transports.Process(command[0], command[1:], env)
-    server = ToolServer(dedupe=options["dedupe"], token=ends.listen_token)
+    server = ToolServer(dedupe=options["dedupe"], token=ends.listen_token, credentials=of_listener(options))
     choice = offer.Choice(options["only"], options["without"], options["prefix"])
     bridge = _loaded("bridge").Bridge(server, dial, choice, patience_seconds=options["patience"])
     _run(_bridge(bridge, server, ends))
@@ -100,19 +110,26 @@ def mcp_bridge(command: tuple[str, ...], url: str, name: str, target: str | None
 @click.option("--agent", default="", help="Agent that orders go to. Default: the caller names it.")
 @click.option("--http", default="", metavar="HOST:PORT", help="Serve streamable HTTP here. Default: stdin and stdout.")
 @click.option("--token-env", metavar="NAME", help="Variable that holds the token that HTTP clients must bring.")
+@click.option("--http-cert", type=_PEM, help="Certificate to serve HTTPS with.")
+@click.option("--http-key", type=_PEM, help="The key of that certificate.")
+@to_daemon
 def mcp_serve(target: str | None, globs: tuple[str, ...], http: str, token_env: str | None, **options: Any) -> None:
     """Offer tools and runs of a daemon as an MCP server."""
     place, colon, port = http.rpartition(":")
     host = place.strip("[]")
     if http and not (colon and port.isdigit()):
         raise click.BadParameter(f"{http} is not HOST:PORT", param_hint="--http")
+    pem = (options["http_cert"] or "", options["http_key"] or "")
+    if any(pem) != (all(pem) and bool(http)):
+        raise click.UsageError("--http-cert, --http-key and --http come together")
+    credentials = of_daemon(options)
     serving, orders = _loaded("serving"), _loaded("orders")
     token = _secret(token_env, "--token-env")
     if http and host not in _loaded("transports").LOOPBACK and not token:
         raise click.UsageError(f"{host} is beyond loopback: give a --token-env")
 
     async def served() -> Exit:
-        async with Client(target) as client:
+        async with Client(target, credentials=credentials) as client:
             given = orders.Orders(client, options["run_tool"], options["agent"]) if options["run_tool"] else None
             face = serving.Face(client, globs, given, has_tools=not options["no_tools"])
             if not http:
@@ -121,7 +138,8 @@ def mcp_serve(target: str | None, globs: tuple[str, ...], http: str, token_env: 
                 stopping = asyncio.Event()
                 for number in (signal.SIGTERM, signal.SIGINT):
                     asyncio.get_running_loop().add_signal_handler(number, stopping.set)
-                await serving.serve_http(face, host, int(port), stopping=stopping, token=token, on_ready=_echo_url)
+                door = serving.Door(host, int(port), token, *pem)
+                await serving.serve_http(face, door, stopping=stopping, on_ready=_echo_url)
         return Exit.DONE
 
     _run(served())
@@ -140,7 +158,13 @@ async def _bridge(bridge: Bridge, server: ToolServer, ends: Ends) -> Exit:
                 port = await server.serve(ends.listen)
                 click.echo(f"ready address={_with_port(ends.listen, port)} tools={len(server.tools)}")
             if ends.name:
-                await server.attach(ends.target, name=ends.name, token=ends.token, max_concurrent_calls=ends.max_calls)
+                await server.attach(
+                    ends.target,
+                    name=ends.name,
+                    token=ends.token,
+                    credentials=ends.credentials,
+                    max_concurrent_calls=ends.max_calls,
+                )
                 click.echo(f"ready name={ends.name} target={ends.target} tools={len(server.tools)}")
             await server.wait()
         except (BehestError, RuntimeError) as exc:

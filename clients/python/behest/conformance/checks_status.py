@@ -17,6 +17,7 @@ from behest.conformance.checks_call import FRAME_BYTES
 from behest.conformance.checks_key import BEGIN_SECONDS
 from behest.conformance.survey import cancelled, content, said
 from behest.conformance.verdict import expect, skip
+from behest.v1.tool_pb2 import SideEffect
 from behest.v1.tool_service_pb2 import (
     CallState,
     CancelCallRequest,
@@ -45,7 +46,7 @@ async def done(subject: Subject) -> str:
     result = told.value.result
     is_same = result.truncated or said(result) == content(first)
     expect(is_same, f"the status of {sample} has another result than the call")
-    # Who only passes calls on may not know the call any more.
+    # What was remembered by an older version may not name the call.
     expect(result.call_id in ("", first.request.call_id), f"the status of {sample} is that of another call")
     return f"{sample}: DONE with the result"
 
@@ -178,6 +179,29 @@ async def cancel_epoch(subject: Subject) -> str:
     return f"{sample}: epoch 4 does not stop 5"
 
 
+async def cancel_again(subject: Subject) -> str:
+    """A cancelled call that may be repeated is executed again: its key keeps no error of what was cut short."""
+    sample = subject.repeatable
+    word = sample.tool.hints.side_effect or SideEffect.SIDE_EFFECT_IDEMPOTENT
+    fields = {"idempotency_key": subject.probe.key(), "side_effect": word}
+    request = subject.probe.request(sample.tool.name, sample.arguments_json, **fields)
+    ongoing = subject.probe.start(request)
+    await _cancel_until_told(subject, sample, ongoing, request.idempotency_key)
+    first = await ongoing.finish(subject.probe.seconds)
+    if first.is_open or first.is_good:
+        skip(f"{sample}, told to stop, gave {first}: nothing was cut short")
+    request.attempt = 2
+    again = subject.probe.start(request)
+    try:
+        # One that is told to stop runs, so it was begun anew.
+        is_told = await _told(subject, sample, again, request.idempotency_key)
+    finally:
+        reply = await again.finish(subject.probe.seconds)
+    what = f"{sample}, which was cancelled and may be repeated,"
+    expect(is_told or reply.is_good, f"{what} was not executed again under its key: {reply}")
+    return f"{sample}: the second attempt is executed"
+
+
 async def cancel_one(subject: Subject) -> str:
     """Cancelling a call leaves others alone."""
     sample, ongoing, key = _begun(subject)
@@ -204,13 +228,20 @@ def _begun(subject: Subject, *, epoch: int = 1) -> tuple[Sample, Ongoing, str]:
 
 async def _cancel_until_told(subject: Subject, sample: Sample, ongoing: Ongoing, key: str) -> None:
     """Cancel until the call, which may be on its way still, is told. Raises Failed, or Skipped when it ended before."""
+    if not await _told(subject, sample, ongoing, key):
+        skip(f"{sample} ended before it could be cancelled: name a longer call with --call")
+
+
+async def _told(subject: Subject, sample: Sample, ongoing: Ongoing, key: str) -> bool:
+    """Cancel until the call is told, or has ended; whether it was told."""
     await ongoing.begun(BEGIN_SECONDS)
     end = time.monotonic() + subject.probe.seconds
     while not await _cancel(subject, key, 1):
         if ongoing.has_ended:
-            skip(f"{sample} ended before it could be cancelled: name a longer call with --call")
+            return False
         expect(time.monotonic() < end, f"{sample} runs, and CancelCall does not acknowledge it")
         await asyncio.sleep(PAUSE_SECONDS)
+    return True
 
 
 async def _cancel(subject: Subject, key: str, epoch: int) -> bool:

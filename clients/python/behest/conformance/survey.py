@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from behest.conformance import schemas
 from behest.conformance.verdict import skip
+from behest.v1.tool_pb2 import SideEffect
 from behest.v1.tool_service_pb2 import CancelCallRequest, CancelCallResponse, ListToolsRequest, ListToolsResponse
 
 if TYPE_CHECKING:
@@ -27,6 +28,11 @@ SLOW_SECONDS = 0.4
 # How long a call is given at most to show what it is; one that goes on is taken for endless, and cancelled.
 SURVEY_SECONDS = 3.0
 MAX_PAGES = 40
+_MAY_REPEAT = {
+    SideEffect.SIDE_EFFECT_UNSPECIFIED,
+    SideEffect.SIDE_EFFECT_PURE,
+    SideEffect.SIDE_EFFECT_IDEMPOTENT,
+}
 MARKER = "conformance-marker"
 
 
@@ -97,6 +103,12 @@ class Subject:
         found = [each for each in self.samples if each.is_endless or each.is_slow]
         longest = max(found, key=lambda each: each.reply.seconds, default=None)
         return longest or self.sample(f"took longer than {SLOW_SECONDS:g} s", lambda each: False)
+
+    @property
+    def repeatable(self) -> Sample:
+        """The call that runs longest and may be repeated: its author does not say that it may not."""
+        found = [each for each in self.samples if each.is_endless and each.tool.hints.side_effect in _MAY_REPEAT]
+        return found[0] if found else self.sample("goes on and may be repeated", lambda each: False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,7 @@ CHECKS: dict[str, Callable[[Subject], Awaitable[str]]] = {
     "cancel.repeats": checks_status.cancel_repeats,
     "cancel.epoch": checks_status.cancel_epoch,
     "cancel.one": checks_status.cancel_one,
+    "cancel.again": checks_status.cancel_again,
     "error.nesting": checks_error.nesting,
     "error.oversize": checks_error.oversize,
     "list.stable": checks_list.stable,

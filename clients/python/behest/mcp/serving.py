@@ -13,7 +13,7 @@ import json
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -143,33 +143,48 @@ async def serve_stdio(face: Face) -> None:
         await server.run(reading, writing, server.create_initialization_options())
 
 
-async def serve_http(
-    face: Face,
-    host: str,
-    port: int,
-    *,
-    stopping: asyncio.Event,
-    token: str = "",
-    on_ready: Callable[[str], None] = lambda url: None,
-) -> None:
-    """Serve clients at `http://HOST:PORT/mcp` until it is stopping; port 0 takes a free one.
+@dataclass(frozen=True, slots=True)
+class Door:
+    """Where HTTP clients come in; port 0 takes a free one. With a token, each request must bring it.
 
-    With a token, each request must bring it. Raises ValueError for an address beyond loopback without a token, OSError
-    when the address cannot be taken.
+    Certificate and key are paths of PEM files, both empty for plain HTTP.
     """
+
+    host: str
+    port: int
+    token: str = field(default="", repr=False)
+    cert: str = ""
+    key: str = ""
+
+
+async def serve_http(
+    face: Face, door: Door, *, stopping: asyncio.Event, on_ready: Callable[[str], None] = lambda url: None
+) -> None:
+    """Serve clients at `http://HOST:PORT/mcp`, or https, until it is stopping.
+
+    Raises ValueError for an address beyond loopback without a token, OSError when the address cannot be taken, or its
+    certificate cannot be read.
+    """
+    host, token = door.host, door.token
     if host not in LOOPBACK and not token:
         raise ValueError(f"{host} is beyond loopback: a token is needed")
     app: ASGIApp = face.server().streamable_http_app(host=host)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
+        listening.bind((host, door.port))
         listening.listen()
         config = uvicorn.Config(
-            _Guard(app, token) if token else app, log_level="warning", timeout_graceful_shutdown=STOP_SECONDS
+            _Guard(app, token) if token else app,
+            log_level="warning",
+            timeout_graceful_shutdown=STOP_SECONDS,
+            ssl_certfile=door.cert or None,
+            ssl_keyfile=door.key or None,
         )
         server = _HttpServer(config)
-        on_ready(f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/mcp")
+        on_ready(
+            f"http{'s' if door.cert else ''}://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}/mcp"
+        )
         async with asyncio.TaskGroup() as group:
             watching = group.create_task(server.stop_after(stopping))
             await server.serve(sockets=[listening])

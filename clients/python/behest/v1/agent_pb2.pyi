@@ -73,6 +73,8 @@ class Agent(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     SUB_AGENTS_FIELD_NUMBER: _builtins.int
+    COMPACTION_FIELD_NUMBER: _builtins.int
+    PRUNING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the agent, unique in its namespace. A caller may choose it on create (`[A-Za-z0-9_-]{1,64}`); empty on
     create = one is made. Never changes.
@@ -127,7 +129,11 @@ class Agent(_message.Message):
 
     @_builtins.property
     def context_sources(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Names of the context sources that are asked before each model request, in this order. Empty = history alone."""
+        """Names of the context sources, in the order in which what they give stands before the model, between the system
+        prompt and the run's own messages. `history` is the session's earlier messages. A list that does not name it has it
+        all the same: behind the static sources and before those that are asked, so that what does not change comes first.
+        `SERVER/NAME` is a source of a registered server. At most 32. Empty = history alone.
+        """
 
     @_builtins.property
     def tool_choice(self) -> _chat_pb2.ToolChoice:
@@ -151,6 +157,14 @@ class Agent(_message.Message):
         `agent_` and its id, with the description of that agent; a call of it is a child run. Ids of at most 58 characters.
         At most 64. Empty = none.
         """
+
+    @_builtins.property
+    def compaction(self) -> _definition_pb2.Compaction:
+        """When and how conversations are summarised. Unset fields = the operator's."""
+
+    @_builtins.property
+    def pruning(self) -> _definition_pb2.Pruning:
+        """Which old outputs of tools the model sees no more. Unset fields = the operator's."""
 
     def __init__(
         self,
@@ -177,10 +191,12 @@ class Agent(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         sub_agents: _abc.Iterable[_builtins.str] | None = ...,
+        compaction: _definition_pb2.Compaction | None = ...,
+        pruning: _definition_pb2.Pruning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "limits", b"limits", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compaction", b"compaction", "create_time", b"create_time", "limits", b"limits", "pruning", b"pruning", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_sources", b"context_sources", "create_time", b"create_time", "description", b"description", "display_name", b"display_name", "fallback_models", b"fallback_models", "hidden", b"hidden", "id", b"id", "instructions", b"instructions", "is_default", b"is_default", "labels", b"labels", "limits", b"limits", "model", b"model", "permissions", b"permissions", "provider_options_json", b"provider_options_json", "response_format", b"response_format", "sampling", b"sampling", "strategy", b"strategy", "sub_agents", b"sub_agents", "tool_choice", b"tool_choice", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compaction", b"compaction", "context_sources", b"context_sources", "create_time", b"create_time", "description", b"description", "display_name", b"display_name", "fallback_models", b"fallback_models", "hidden", b"hidden", "id", b"id", "instructions", b"instructions", "is_default", b"is_default", "labels", b"labels", "limits", b"limits", "model", b"model", "permissions", b"permissions", "provider_options_json", b"provider_options_json", "pruning", b"pruning", "response_format", b"response_format", "sampling", b"sampling", "strategy", b"strategy", "sub_agents", b"sub_agents", "tool_choice", b"tool_choice", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,25 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x65hest/v1/chat.proto\x12\tbehest.v1\"\xe8\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11max_output_tokens\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x03\x88\x01\x01\x12\x34\n\x10reasoning_effort\x18\x06 \x01(\x0e\x32\x1a.behest.v1.ReasoningEffortB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x14\n\x12_max_output_tokensB\x07\n\x05_seed\"w\n\x0eResponseFormat\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.behest.v1.ResponseFormatKind\x12\x13\n\x0bschema_json\x18\x02 \x01(\t\x12\x13\n\x0bschema_name\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\"H\n\nToolChoice\x12\'\n\x04mode\x18\x01 \x01(\x0e\x32\x19.behest.v1.ToolChoiceMode\x12\x11\n\ttool_name\x18\x02 \x01(\t*\xa0\x01\n\x0fReasoningEffort\x12 \n\x1cREASONING_EFFORT_UNSPECIFIED\x10\x00\x12\x19\n\x15REASONING_EFFORT_NONE\x10\x01\x12\x18\n\x14REASONING_EFFORT_LOW\x10\x02\x12\x1b\n\x17REASONING_EFFORT_MEDIUM\x10\x03\x12\x19\n\x15REASONING_EFFORT_HIGH\x10\x04*\xa5\x01\n\x12ResponseFormatKind\x12$\n RESPONSE_FORMAT_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19RESPONSE_FORMAT_KIND_TEXT\x10\x01\x12$\n RESPONSE_FORMAT_KIND_JSON_OBJECT\x10\x02\x12$\n RESPONSE_FORMAT_KIND_JSON_SCHEMA\x10\x03*\xa2\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x12\x19\n\x15TOOL_CHOICE_MODE_TOOL\x10\x04*\xd3\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x12\x19\n\x15\x46INISH_REASON_REFUSAL\x10\x05\x12\x17\n\x13\x46INISH_REASON_OTHER\x10\x06\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x62\x65hest/v1/chat.proto\x12\tbehest.v1\"\xe8\x01\n\x08Sampling\x12\x18\n\x0btemperature\x18\x01 \x01(\x01H\x00\x88\x01\x01\x12\x12\n\x05top_p\x18\x02 \x01(\x01H\x01\x88\x01\x01\x12\x1e\n\x11max_output_tokens\x18\x03 \x01(\x03H\x02\x88\x01\x01\x12\x0c\n\x04stop\x18\x04 \x03(\t\x12\x11\n\x04seed\x18\x05 \x01(\x03H\x03\x88\x01\x01\x12\x34\n\x10reasoning_effort\x18\x06 \x01(\x0e\x32\x1a.behest.v1.ReasoningEffortB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x14\n\x12_max_output_tokensB\x07\n\x05_seed\"\x88\x01\n\x0eResponseFormat\x12+\n\x04kind\x18\x01 \x01(\x0e\x32\x1d.behest.v1.ResponseFormatKind\x12\x13\n\x0bschema_json\x18\x02 \x01(\t\x12\x13\n\x0bschema_name\x18\x03 \x01(\t\x12\x0e\n\x06strict\x18\x04 \x01(\x08\x12\x0f\n\x07\x65mulate\x18\x05 \x01(\x08\"H\n\nToolChoice\x12\'\n\x04mode\x18\x01 \x01(\x0e\x32\x19.behest.v1.ToolChoiceMode\x12\x11\n\ttool_name\x18\x02 \x01(\t*\xa0\x01\n\x0fReasoningEffort\x12 \n\x1cREASONING_EFFORT_UNSPECIFIED\x10\x00\x12\x19\n\x15REASONING_EFFORT_NONE\x10\x01\x12\x18\n\x14REASONING_EFFORT_LOW\x10\x02\x12\x1b\n\x17REASONING_EFFORT_MEDIUM\x10\x03\x12\x19\n\x15REASONING_EFFORT_HIGH\x10\x04*\xa5\x01\n\x12ResponseFormatKind\x12$\n RESPONSE_FORMAT_KIND_UNSPECIFIED\x10\x00\x12\x1d\n\x19RESPONSE_FORMAT_KIND_TEXT\x10\x01\x12$\n RESPONSE_FORMAT_KIND_JSON_OBJECT\x10\x02\x12$\n RESPONSE_FORMAT_KIND_JSON_SCHEMA\x10\x03*\xa2\x01\n\x0eToolChoiceMode\x12 \n\x1cTOOL_CHOICE_MODE_UNSPECIFIED\x10\x00\x12\x19\n\x15TOOL_CHOICE_MODE_AUTO\x10\x01\x12\x19\n\x15TOOL_CHOICE_MODE_NONE\x10\x02\x12\x1d\n\x19TOOL_CHOICE_MODE_REQUIRED\x10\x03\x12\x19\n\x15TOOL_CHOICE_MODE_TOOL\x10\x04*\xd3\x01\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x1c\n\x18\x46INISH_REASON_TOOL_CALLS\x10\x03\x12 \n\x1c\x46INISH_REASON_CONTENT_FILTER\x10\x04\x12\x19\n\x15\x46INISH_REASON_REFUSAL\x10\x05\x12\x17\n\x13\x46INISH_REASON_OTHER\x10\x06\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'behest.v1.chat_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REASONINGEFFORT']._serialized_start=466
-  _globals['_REASONINGEFFORT']._serialized_end=626
-  _globals['_RESPONSEFORMATKIND']._serialized_start=629
-  _globals['_RESPONSEFORMATKIND']._serialized_end=794
-  _globals['_TOOLCHOICEMODE']._serialized_start=797
-  _globals['_TOOLCHOICEMODE']._serialized_end=959
-  _globals['_FINISHREASON']._serialized_start=962
-  _globals['_FINISHREASON']._serialized_end=1173
+  _globals['_REASONINGEFFORT']._serialized_start=484
+  _globals['_REASONINGEFFORT']._serialized_end=644
+  _globals['_RESPONSEFORMATKIND']._serialized_start=647
+  _globals['_RESPONSEFORMATKIND']._serialized_end=812
+  _globals['_TOOLCHOICEMODE']._serialized_start=815
+  _globals['_TOOLCHOICEMODE']._serialized_end=977
+  _globals['_FINISHREASON']._serialized_start=980
+  _globals['_FINISHREASON']._serialized_end=1191
   _globals['_SAMPLING']._serialized_start=36
   _globals['_SAMPLING']._serialized_end=268
-  _globals['_RESPONSEFORMAT']._serialized_start=270
-  _globals['_RESPONSEFORMAT']._serialized_end=389
-  _globals['_TOOLCHOICE']._serialized_start=391
-  _globals['_TOOLCHOICE']._serialized_end=463
+  _globals['_RESPONSEFORMAT']._serialized_start=271
+  _globals['_RESPONSEFORMAT']._serialized_end=407
+  _globals['_TOOLCHOICE']._serialized_start=409
+  _globals['_TOOLCHOICE']._serialized_end=481
 # @@protoc_insertion_point(module_scope)

@@ -220,6 +220,7 @@ class ResponseFormat(_message.Message):
     SCHEMA_JSON_FIELD_NUMBER: _builtins.int
     SCHEMA_NAME_FIELD_NUMBER: _builtins.int
     STRICT_FIELD_NUMBER: _builtins.int
+    EMULATE_FIELD_NUMBER: _builtins.int
     kind: Global___ResponseFormatKind.ValueType
     """Required. The form."""
     schema_json: _builtins.str
@@ -228,6 +229,10 @@ class ResponseFormat(_message.Message):
     """The name of the schema, [A-Za-z0-9_-]{1,64}. Default "answer"."""
     strict: _builtins.bool
     """Whether the provider must hold to the schema exactly."""
+    emulate: _builtins.bool
+    """Whether a model that cannot be made to answer in this form is told the form in its instructions instead. Of runs
+    only, whose answers are checked all the same. Default: such a model is refused.
+    """
     def __init__(
         self,
         *,
@@ -235,10 +240,11 @@ class ResponseFormat(_message.Message):
         schema_json: _builtins.str = ...,
         schema_name: _builtins.str = ...,
         strict: _builtins.bool = ...,
+        emulate: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "schema_json", b"schema_json", "schema_name", b"schema_name", "strict", b"strict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["emulate", b"emulate", "kind", b"kind", "schema_json", b"schema_json", "schema_name", b"schema_name", "strict", b"strict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

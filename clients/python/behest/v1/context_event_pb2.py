@@ -22,12 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from behest.v1 import context_pb2 as behest_dot_v1_dot_context__pb2
 from behest.v1 import message_pb2 as behest_dot_v1_dot_message__pb2
+from behest.v1 import model_event_pb2 as behest_dot_v1_dot_model__event__pb2
 from behest.v1 import usage_pb2 as behest_dot_v1_dot_usage__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x65hest/v1/context_event.proto\x12\tbehest.v1\x1a\x17\x62\x65hest/v1/message.proto\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xec\x01\n\x0c\x43ontextBuilt\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x10\n\x08messages\x18\x02 \x01(\x05\x12\x45\n\x10tokens_by_source\x18\x03 \x03(\x0b\x32+.behest.v1.ContextBuilt.TokensBySourceEntry\x12\x18\n\x10trimmed_messages\x18\x04 \x01(\x05\x12$\n\x08provided\x18\x05 \x03(\x0b\x32\x12.behest.v1.Message\x1a\x35\n\x13TokensBySourceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x9e\x01\n\x10\x43ontextCompacted\x12#\n\x07summary\x18\x01 \x01(\x0b\x32\x12.behest.v1.Message\x12\x15\n\rtokens_before\x18\x02 \x01(\x03\x12\x14\n\x0ctokens_after\x18\x03 \x01(\x03\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.behest.v1.Usage\x12\x17\n\x0fupto_message_id\x18\x05 \x01(\t\"V\n\x17\x43ompactionCircuitOpened\x12\x10\n\x08\x66\x61ilures\x18\x01 \x01(\x05\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x65hest/v1/context_event.proto\x12\tbehest.v1\x1a\x17\x62\x65hest/v1/context.proto\x1a\x17\x62\x65hest/v1/message.proto\x1a\x1b\x62\x65hest/v1/model_event.proto\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xde\x02\n\x0c\x43ontextBuilt\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x10\n\x08messages\x18\x02 \x01(\x05\x12\x45\n\x10tokens_by_source\x18\x03 \x03(\x0b\x32+.behest.v1.ContextBuilt.TokensBySourceEntry\x12\x18\n\x10trimmed_messages\x18\x04 \x01(\x05\x12$\n\x08provided\x18\x05 \x03(\x0b\x32\x12.behest.v1.Message\x12+\n\x08outcomes\x18\x06 \x03(\x0b\x32\x19.behest.v1.ContextOutcome\x12\x1c\n\x14\x63\x61libration_permille\x18\x07 \x03(\x05\x12%\n\x05trims\x18\x08 \x03(\x0b\x32\x16.behest.v1.ContextTrim\x1a\x35\n\x13TokensBySourceEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x03:\x02\x38\x01\"\x93\x02\n\x10\x43ontextCompacted\x12#\n\x07summary\x18\x01 \x01(\x0b\x32\x12.behest.v1.Message\x12\x15\n\rtokens_before\x18\x02 \x01(\x03\x12\x14\n\x0ctokens_after\x18\x03 \x01(\x03\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.behest.v1.Usage\x12\x17\n\x0fupto_message_id\x18\x05 \x01(\t\x12\x0f\n\x07\x61ttempt\x18\x06 \x01(\x05\x12\x10\n\x08\x65ndpoint\x18\x07 \x01(\t\x12,\n\x0cusage_source\x18\x08 \x01(\x0e\x32\x16.behest.v1.UsageSource\x12\x0c\n\x04step\x18\t \x01(\x05\x12\x14\n\x0crun_messages\x18\n \x01(\x05\"\x8f\x02\n\x1a\x43ontextCompactionRequested\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12\x14\n\x0crequest_hash\x18\x03 \x01(\x0c\x12\x10\n\x08\x65ndpoint\x18\x04 \x01(\t\x12!\n\x07reserve\x18\x05 \x01(\x0b\x32\x10.behest.v1.Usage\x12,\n\x08\x64\x65\x61\x64line\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x17\n\x0fupto_message_id\x18\x07 \x01(\t\x12\x14\n\x0crun_messages\x18\x08 \x01(\x05\x12\x15\n\rtokens_before\x18\t \x01(\x03\x12\x13\n\x0bis_reactive\x18\n \x01(\x08\"\xac\x02\n\x17\x43ontextCompactionFailed\x12\x0c\n\x04step\x18\x01 \x01(\x05\x12\x0f\n\x07\x61ttempt\x18\x02 \x01(\x05\x12.\n\rfailure_class\x18\x03 \x01(\x0e\x32\x17.behest.v1.FailureClass\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x0f\n\x07message\x18\x05 \x01(\t\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.behest.v1.Usage\x12,\n\x0cusage_source\x18\x07 \x01(\x0e\x32\x16.behest.v1.UsageSource\x12\x10\n\x08\x65ndpoint\x18\x08 \x01(\t\x12\x10\n\x08is_final\x18\t \x01(\x08\x12.\n\nsuperseded\x18\n \x01(\x0e\x32\x1a.behest.v1.SupersedeReason\"V\n\x17\x43ompactionCircuitOpened\x12\x10\n\x08\x66\x61ilures\x18\x01 \x01(\x05\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,12 +38,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_CONTEXTBUILT_TOKENSBYSOURCEENTRY']._loaded_options = None
   _globals['_CONTEXTBUILT_TOKENSBYSOURCEENTRY']._serialized_options = b'8\001'
-  _globals['_CONTEXTBUILT']._serialized_start=126
-  _globals['_CONTEXTBUILT']._serialized_end=362
-  _globals['_CONTEXTBUILT_TOKENSBYSOURCEENTRY']._serialized_start=309
-  _globals['_CONTEXTBUILT_TOKENSBYSOURCEENTRY']._serialized_end=362
-  _globals['_CONTEXTCOMPACTED']._serialized_start=365
-  _globals['_CONTEXTCOMPACTED']._serialized_end=523
-  _globals['_COMPACTIONCIRCUITOPENED']._serialized_start=525
-  _globals['_COMPACTIONCIRCUITOPENED']._serialized_end=611
+  _globals['_CONTEXTBUILT']._serialized_start=180
+  _globals['_CONTEXTBUILT']._serialized_end=530
+  _globals['_CONTEXTBUILT_TOKENSBYSOURCEENTRY']._serialized_start=477
+  _globals['_CONTEXTBUILT_TOKENSBYSOURCEENTRY']._serialized_end=530
+  _globals['_CONTEXTCOMPACTED']._serialized_start=533
+  _globals['_CONTEXTCOMPACTED']._serialized_end=808
+  _globals['_CONTEXTCOMPACTIONREQUESTED']._serialized_start=811
+  _globals['_CONTEXTCOMPACTIONREQUESTED']._serialized_end=1082
+  _globals['_CONTEXTCOMPACTIONFAILED']._serialized_start=1085
+  _globals['_CONTEXTCOMPACTIONFAILED']._serialized_end=1385
+  _globals['_COMPACTIONCIRCUITOPENED']._serialized_start=1387
+  _globals['_COMPACTIONCIRCUITOPENED']._serialized_end=1473
 # @@protoc_insertion_point(module_scope)

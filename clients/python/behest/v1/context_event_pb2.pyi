@@ -3,7 +3,9 @@
 isort:skip_file
 """
 
+from behest.v1 import context_pb2 as _context_pb2
 from behest.v1 import message_pb2 as _message_pb2
+from behest.v1 import model_event_pb2 as _model_event_pb2
 from behest.v1 import usage_pb2 as _usage_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -52,6 +54,9 @@ class ContextBuilt(_message.Message):
     TOKENS_BY_SOURCE_FIELD_NUMBER: _builtins.int
     TRIMMED_MESSAGES_FIELD_NUMBER: _builtins.int
     PROVIDED_FIELD_NUMBER: _builtins.int
+    OUTCOMES_FIELD_NUMBER: _builtins.int
+    CALIBRATION_PERMILLE_FIELD_NUMBER: _builtins.int
+    TRIMS_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step."""
     messages: _builtins.int
@@ -66,6 +71,18 @@ class ContextBuilt(_message.Message):
     def provided(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """What context sources that ask the outside gave. Kept, since it cannot be composed again."""
 
+    @_builtins.property
+    def outcomes(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.ContextOutcome]:
+        """What came of the sources that were asked, in their order; each one's messages follow each other in `provided`."""
+
+    @_builtins.property
+    def calibration_permille(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """By how much estimates were corrected, in thousandths, for each of the run's models in their order. Empty: not."""
+
+    @_builtins.property
+    def trims(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.ContextTrim]:
+        """What of the history was left out, and why."""
+
     def __init__(
         self,
         *,
@@ -74,10 +91,13 @@ class ContextBuilt(_message.Message):
         tokens_by_source: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
         trimmed_messages: _builtins.int = ...,
         provided: _abc.Iterable[_message_pb2.Message] | None = ...,
+        outcomes: _abc.Iterable[_context_pb2.ContextOutcome] | None = ...,
+        calibration_permille: _abc.Iterable[_builtins.int] | None = ...,
+        trims: _abc.Iterable[_context_pb2.ContextTrim] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "provided", b"provided", "step", b"step", "tokens_by_source", b"tokens_by_source", "trimmed_messages", b"trimmed_messages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_permille", b"calibration_permille", "messages", b"messages", "outcomes", b"outcomes", "provided", b"provided", "step", b"step", "tokens_by_source", b"tokens_by_source", "trimmed_messages", b"trimmed_messages", "trims", b"trims"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -94,12 +114,29 @@ class ContextCompacted(_message.Message):
     TOKENS_AFTER_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     UPTO_MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    USAGE_SOURCE_FIELD_NUMBER: _builtins.int
+    STEP_FIELD_NUMBER: _builtins.int
+    RUN_MESSAGES_FIELD_NUMBER: _builtins.int
     tokens_before: _builtins.int
     """Estimated tokens before."""
     tokens_after: _builtins.int
     """Estimated tokens after."""
     upto_message_id: _builtins.str
     """The last message that the summary stands for."""
+    attempt: _builtins.int
+    """The attempt at a summary, counted from 1 within the run."""
+    endpoint: _builtins.str
+    """The model that wrote it, "provider/name"."""
+    usage_source: _usage_pb2.UsageSource.ValueType
+    """Where the figures of usage come from."""
+    step: _builtins.int
+    """The step that it makes room for."""
+    run_messages: _builtins.int
+    """How many of the run's own messages the summary stands for, with everything before the run. 0: only the oldest part
+    of what was before the run.
+    """
     @_builtins.property
     def summary(self) -> _message_pb2.Message:
         """The summary."""
@@ -116,14 +153,141 @@ class ContextCompacted(_message.Message):
         tokens_after: _builtins.int = ...,
         usage: _usage_pb2.Usage | None = ...,
         upto_message_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        endpoint: _builtins.str = ...,
+        usage_source: _usage_pb2.UsageSource.ValueType = ...,
+        step: _builtins.int = ...,
+        run_messages: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["summary", b"summary", "tokens_after", b"tokens_after", "tokens_before", b"tokens_before", "upto_message_id", b"upto_message_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "endpoint", b"endpoint", "run_messages", b"run_messages", "step", b"step", "summary", b"summary", "tokens_after", b"tokens_after", "tokens_before", b"tokens_before", "upto_message_id", b"upto_message_id", "usage", b"usage", "usage_source", b"usage_source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ContextCompacted: _TypeAlias = ContextCompacted  # noqa: Y015
+
+@_typing.final
+class ContextCompactionRequested(_message.Message):
+    """ContextCompactionRequested says that a call for a summary is about to leave."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    REQUEST_HASH_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    RESERVE_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    UPTO_MESSAGE_ID_FIELD_NUMBER: _builtins.int
+    RUN_MESSAGES_FIELD_NUMBER: _builtins.int
+    TOKENS_BEFORE_FIELD_NUMBER: _builtins.int
+    IS_REACTIVE_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The step that it makes room for."""
+    attempt: _builtins.int
+    """The attempt, counted from 1 within the run."""
+    request_hash: _builtins.bytes
+    """SHA-256 of the call."""
+    endpoint: _builtins.str
+    """The model called, "provider/name"."""
+    upto_message_id: _builtins.str
+    """The last message that is summarised."""
+    run_messages: _builtins.int
+    """As in ContextCompacted."""
+    tokens_before: _builtins.int
+    """Estimated tokens of the call that is to become smaller."""
+    is_reactive: _builtins.bool
+    """Whether the model had refused the call for its length."""
+    @_builtins.property
+    def reserve(self) -> _usage_pb2.Usage:
+        """What is set aside for it: the estimated input, and the most that it may answer."""
+
+    @_builtins.property
+    def deadline(self) -> _timestamp_pb2.Timestamp:
+        """When the attempt is given up."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        request_hash: _builtins.bytes = ...,
+        endpoint: _builtins.str = ...,
+        reserve: _usage_pb2.Usage | None = ...,
+        deadline: _timestamp_pb2.Timestamp | None = ...,
+        upto_message_id: _builtins.str = ...,
+        run_messages: _builtins.int = ...,
+        tokens_before: _builtins.int = ...,
+        is_reactive: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "reserve", b"reserve"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "deadline", b"deadline", "endpoint", b"endpoint", "is_reactive", b"is_reactive", "request_hash", b"request_hash", "reserve", b"reserve", "run_messages", b"run_messages", "step", b"step", "tokens_before", b"tokens_before", "upto_message_id", b"upto_message_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContextCompactionRequested: _TypeAlias = ContextCompactionRequested  # noqa: Y015
+
+@_typing.final
+class ContextCompactionFailed(_message.Message):
+    """ContextCompactionFailed says that an attempt at a summary came to nothing. The run goes on without one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    FAILURE_CLASS_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    USAGE_SOURCE_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    IS_FINAL_FIELD_NUMBER: _builtins.int
+    SUPERSEDED_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The step that it was to make room for."""
+    attempt: _builtins.int
+    """The attempt."""
+    failure_class: _model_event_pb2.FailureClass.ValueType
+    """What kind of failure it is."""
+    reason: _builtins.str
+    """The reason, a name of ErrorReason. Empty when it was superseded."""
+    message: _builtins.str
+    """What happened, for people."""
+    usage_source: _usage_pb2.UsageSource.ValueType
+    """Where the figures come from."""
+    endpoint: _builtins.str
+    """The model called, "provider/name"."""
+    is_final: _builtins.bool
+    """Whether no other model is tried for this step: one failure more for the circuit."""
+    superseded: _model_event_pb2.SupersedeReason.ValueType
+    """Why the attempt counts no more, when it did not fail by itself."""
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What it consumed all the same."""
+
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        attempt: _builtins.int = ...,
+        failure_class: _model_event_pb2.FailureClass.ValueType = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        usage_source: _usage_pb2.UsageSource.ValueType = ...,
+        endpoint: _builtins.str = ...,
+        is_final: _builtins.bool = ...,
+        superseded: _model_event_pb2.SupersedeReason.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "endpoint", b"endpoint", "failure_class", b"failure_class", "is_final", b"is_final", "message", b"message", "reason", b"reason", "step", b"step", "superseded", b"superseded", "usage", b"usage", "usage_source", b"usage_source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContextCompactionFailed: _TypeAlias = ContextCompactionFailed  # noqa: Y015
 
 @_typing.final
 class CompactionCircuitOpened(_message.Message):

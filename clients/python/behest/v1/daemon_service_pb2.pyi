@@ -287,6 +287,7 @@ class GetStatusResponse(_message.Message):
     COMPACTION_BREAKERS_FIELD_NUMBER: _builtins.int
     PAUSES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    UNHEALTHY_MODELS_FIELD_NUMBER: _builtins.int
     accepting: _builtins.bool
     """Whether the daemon takes new runs."""
     max_active_runs: _builtins.int
@@ -321,6 +322,10 @@ class GetStatusResponse(_message.Message):
     def pauses(self) -> _containers.RepeatedCompositeFieldContainer[Global___Pause]:
         """Pauses in force."""
 
+    @_builtins.property
+    def unhealthy_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Models that are not healthy, by id, at most 100; GetModel says how they are."""
+
     def __init__(
         self,
         *,
@@ -336,10 +341,11 @@ class GetStatusResponse(_message.Message):
         compaction_breakers: _abc.Iterable[Global___CompactionBreaker] | None = ...,
         pauses: _abc.Iterable[Global___Pause] | None = ...,
         memory_bytes: _builtins.int = ...,
+        unhealthy_models: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepting", b"accepting", "commits", b"commits", "compaction_breakers", b"compaction_breakers", "max_active_runs", b"max_active_runs", "max_queued_runs", b"max_queued_runs", "memory_bytes", b"memory_bytes", "pauses", b"pauses", "refusing_reasons", b"refusing_reasons", "runs", b"runs", "tool_calls", b"tool_calls", "tools", b"tools", "watchers", b"watchers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepting", b"accepting", "commits", b"commits", "compaction_breakers", b"compaction_breakers", "max_active_runs", b"max_active_runs", "max_queued_runs", b"max_queued_runs", "memory_bytes", b"memory_bytes", "pauses", b"pauses", "refusing_reasons", b"refusing_reasons", "runs", b"runs", "tool_calls", b"tool_calls", "tools", b"tools", "unhealthy_models", b"unhealthy_models", "watchers", b"watchers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -510,7 +516,7 @@ Global___ConfigSetting: _TypeAlias = ConfigSetting  # noqa: Y015
 
 @_typing.final
 class ReloadRequest(_message.Message):
-    """ReloadRequest is the request of Reload."""
+    """ReloadRequest is the request of Reload, which may be repeated."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -535,7 +541,7 @@ class ReloadResponse(_message.Message):
     RESTART_KEYS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def changed_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Keys that changed. Empty = none did."""
+        """Keys that changed, for what begins from now on: runs that exist keep what they pinned. Empty = none did."""
 
     @_builtins.property
     def restart_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -557,7 +563,7 @@ Global___ReloadResponse: _TypeAlias = ReloadResponse  # noqa: Y015
 
 @_typing.final
 class DrainRequest(_message.Message):
-    """DrainRequest is the request of Drain."""
+    """DrainRequest is the request of Drain. A drain that has begun goes on unchanged, and cannot be taken back."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -581,7 +587,7 @@ Global___DrainRequest: _TypeAlias = DrainRequest  # noqa: Y015
 
 @_typing.final
 class DrainResponse(_message.Message):
-    """DrainResponse is the response of Drain."""
+    """DrainResponse is the response of Drain, which comes at once."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -93,8 +93,7 @@ class DaemonServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Reload(self, request, context):
-        """Reads the configuration again and swaps it in as a whole, as SIGHUP does. Runs that exist keep what they pinned.
-        May be repeated. Fails with RUNTIME_CONFIG_INVALID; the old configuration then stays.
+        """Reads the configuration again and swaps it in as a whole, as SIGHUP does, or fails with RUNTIME_CONFIG_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -102,7 +101,6 @@ class DaemonServiceServicer(object):
 
     def Drain(self, request, context):
         """Begins to drain, as SIGTERM does: no new runs, the running ones get their time, then the daemon exits with 0.
-        Returns at once. Idempotent: a drain that has begun goes on unchanged, and cannot be taken back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

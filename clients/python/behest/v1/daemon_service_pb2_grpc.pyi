@@ -40,13 +40,9 @@ class DaemonServiceStub:
     GetConfig: _grpc.UnaryUnaryMultiCallable[_daemon_service_pb2.GetConfigRequest, _daemon_service_pb2.GetConfigResponse]
     """Returns the configuration in force and where each setting comes from. Secrets are masked."""
     Reload: _grpc.UnaryUnaryMultiCallable[_daemon_service_pb2.ReloadRequest, _daemon_service_pb2.ReloadResponse]
-    """Reads the configuration again and swaps it in as a whole, as SIGHUP does. Runs that exist keep what they pinned.
-    May be repeated. Fails with RUNTIME_CONFIG_INVALID; the old configuration then stays.
-    """
+    """Reads the configuration again and swaps it in as a whole, as SIGHUP does, or fails with RUNTIME_CONFIG_INVALID."""
     Drain: _grpc.UnaryUnaryMultiCallable[_daemon_service_pb2.DrainRequest, _daemon_service_pb2.DrainResponse]
-    """Begins to drain, as SIGTERM does: no new runs, the running ones get their time, then the daemon exits with 0.
-    Returns at once. Idempotent: a drain that has begun goes on unchanged, and cannot be taken back.
-    """
+    """Begins to drain, as SIGTERM does: no new runs, the running ones get their time, then the daemon exits with 0."""
     SetPaused: _grpc.UnaryUnaryMultiCallable[_daemon_service_pb2.SetPausedRequest, _daemon_service_pb2.SetPausedResponse]
     """Stops new effects of a tool, a model, an agent, a namespace or all, or lifts that. Durable, and audited.
     Idempotent. What is in flight ends as it would; runs that need what is paused wait, 24 h at most.
@@ -64,13 +60,9 @@ class DaemonServiceAsyncStub(DaemonServiceStub):
     GetConfig: _aio.UnaryUnaryMultiCallable[_daemon_service_pb2.GetConfigRequest, _daemon_service_pb2.GetConfigResponse]  # type: ignore[assignment]
     """Returns the configuration in force and where each setting comes from. Secrets are masked."""
     Reload: _aio.UnaryUnaryMultiCallable[_daemon_service_pb2.ReloadRequest, _daemon_service_pb2.ReloadResponse]  # type: ignore[assignment]
-    """Reads the configuration again and swaps it in as a whole, as SIGHUP does. Runs that exist keep what they pinned.
-    May be repeated. Fails with RUNTIME_CONFIG_INVALID; the old configuration then stays.
-    """
+    """Reads the configuration again and swaps it in as a whole, as SIGHUP does, or fails with RUNTIME_CONFIG_INVALID."""
     Drain: _aio.UnaryUnaryMultiCallable[_daemon_service_pb2.DrainRequest, _daemon_service_pb2.DrainResponse]  # type: ignore[assignment]
-    """Begins to drain, as SIGTERM does: no new runs, the running ones get their time, then the daemon exits with 0.
-    Returns at once. Idempotent: a drain that has begun goes on unchanged, and cannot be taken back.
-    """
+    """Begins to drain, as SIGTERM does: no new runs, the running ones get their time, then the daemon exits with 0."""
     SetPaused: _aio.UnaryUnaryMultiCallable[_daemon_service_pb2.SetPausedRequest, _daemon_service_pb2.SetPausedResponse]  # type: ignore[assignment]
     """Stops new effects of a tool, a model, an agent, a namespace or all, or lifts that. Durable, and audited.
     Idempotent. What is in flight ends as it would; runs that need what is paused wait, 24 h at most.
@@ -109,9 +101,7 @@ class DaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _daemon_service_pb2.ReloadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_daemon_service_pb2.ReloadResponse, _abc.Awaitable[_daemon_service_pb2.ReloadResponse]]:
-        """Reads the configuration again and swaps it in as a whole, as SIGHUP does. Runs that exist keep what they pinned.
-        May be repeated. Fails with RUNTIME_CONFIG_INVALID; the old configuration then stays.
-        """
+        """Reads the configuration again and swaps it in as a whole, as SIGHUP does, or fails with RUNTIME_CONFIG_INVALID."""
 
     @_abc_1.abstractmethod
     def Drain(
@@ -119,9 +109,7 @@ class DaemonServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _daemon_service_pb2.DrainRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_daemon_service_pb2.DrainResponse, _abc.Awaitable[_daemon_service_pb2.DrainResponse]]:
-        """Begins to drain, as SIGTERM does: no new runs, the running ones get their time, then the daemon exits with 0.
-        Returns at once. Idempotent: a drain that has begun goes on unchanged, and cannot be taken back.
-        """
+        """Begins to drain, as SIGTERM does: no new runs, the running ones get their time, then the daemon exits with 0."""
 
     @_abc_1.abstractmethod
     def SetPaused(

@@ -4,6 +4,7 @@ isort:skip_file
 """
 
 from behest.v1 import chat_pb2 as _chat_pb2
+from behest.v1 import context_pb2 as _context_pb2
 from behest.v1 import model_pb2 as _model_pb2
 from behest.v1 import tool_pb2 as _tool_pb2
 from collections import abc as _abc
@@ -107,6 +108,11 @@ class RunDefinition(_message.Message):
     APPROVAL_TIMEOUT_FIELD_NUMBER: _builtins.int
     TOOL_SCOPES_FIELD_NUMBER: _builtins.int
     INHERITED_PERMISSIONS_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    MODEL_LIMITS_FIELD_NUMBER: _builtins.int
+    COMPACTION_FIELD_NUMBER: _builtins.int
+    PRUNING_FIELD_NUMBER: _builtins.int
+    EMULATING_MODELS_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The agent."""
     agent_version: _builtins.int
@@ -173,6 +179,28 @@ class RunDefinition(_message.Message):
         child run may never do what a run above it may not.
         """
 
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedCompositeFieldContainer[_context_pb2.ContextSource]:
+        """The context sources, in the order in which what they give stands before the model. Empty: history alone."""
+
+    @_builtins.property
+    def model_limits(self) -> _containers.RepeatedCompositeFieldContainer[_model_pb2.ModelLimits]:
+        """What fits into the models, in the order of models. Empty: unknown of all of them."""
+
+    @_builtins.property
+    def compaction(self) -> Global___PinnedCompaction:
+        """When and how a conversation that grows too long is summarised. Unset: never."""
+
+    @_builtins.property
+    def pruning(self) -> Global___Pruning:
+        """Which old outputs of tools the model sees no more. Unset: none."""
+
+    @_builtins.property
+    def emulating_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Those of the models that are told the form of the answer in their instructions, since they cannot be made to keep
+        to it.
+        """
+
     def __init__(
         self,
         *,
@@ -194,10 +222,15 @@ class RunDefinition(_message.Message):
         approval_timeout: _duration_pb2.Duration | None = ...,
         tool_scopes: _abc.Iterable[Global___ToolScope] | None = ...,
         inherited_permissions: _abc.Iterable[Global___PermissionScope] | None = ...,
+        sources: _abc.Iterable[_context_pb2.ContextSource] | None = ...,
+        model_limits: _abc.Iterable[_model_pb2.ModelLimits] | None = ...,
+        compaction: Global___PinnedCompaction | None = ...,
+        pruning: Global___Pruning | None = ...,
+        emulating_models: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_timeout", b"approval_timeout", "limits", b"limits", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_timeout", b"approval_timeout", "compaction", b"compaction", "limits", b"limits", "pruning", b"pruning", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_permissions", b"agent_permissions", "agent_version", b"agent_version", "approval_timeout", b"approval_timeout", "context_sources", b"context_sources", "default_permission", b"default_permission", "inherited_permissions", b"inherited_permissions", "instructions", b"instructions", "limits", b"limits", "models", b"models", "operator_permissions", b"operator_permissions", "prices", b"prices", "provider_options_json", b"provider_options_json", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice", "tool_scopes", b"tool_scopes", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_permissions", b"agent_permissions", "agent_version", b"agent_version", "approval_timeout", b"approval_timeout", "compaction", b"compaction", "context_sources", b"context_sources", "default_permission", b"default_permission", "emulating_models", b"emulating_models", "inherited_permissions", b"inherited_permissions", "instructions", b"instructions", "limits", b"limits", "model_limits", b"model_limits", "models", b"models", "operator_permissions", b"operator_permissions", "prices", b"prices", "provider_options_json", b"provider_options_json", "pruning", b"pruning", "response_format", b"response_format", "sampling", b"sampling", "sources", b"sources", "tool_choice", b"tool_choice", "tool_scopes", b"tool_scopes", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -262,6 +295,180 @@ class PermissionScope(_message.Message):
 Global___PermissionScope: _TypeAlias = PermissionScope  # noqa: Y015
 
 @_typing.final
+class Compaction(_message.Message):
+    """Compaction says when and how the oldest part of a conversation is summarised, for the model only. An unset field of
+    an agent has the operator's value.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENABLED_FIELD_NUMBER: _builtins.int
+    THRESHOLD_FIELD_NUMBER: _builtins.int
+    TAIL_TOKENS_FIELD_NUMBER: _builtins.int
+    TAIL_MESSAGES_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    SUMMARY_TOKENS_FIELD_NUMBER: _builtins.int
+    TIMEOUT_FIELD_NUMBER: _builtins.int
+    FAILURES_FIELD_NUMBER: _builtins.int
+    COOL_DOWN_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """Whether conversations are summarised by themselves. Default true."""
+    threshold: _builtins.float
+    """The share of the model's window, above 0 and at most 1, from which on a call is made smaller first. Where the
+    window is not known this happens only when the model refused the call for its length. Default 0.8.
+    """
+    tail_tokens: _builtins.int
+    """Most estimated tokens of the newest messages, which are kept as they are. Default: a quarter of the window."""
+    tail_messages: _builtins.int
+    """Most messages that are kept as they are. Unset: as many as tail_tokens allows."""
+    model: _builtins.str
+    """The model that writes summaries, "provider/name" or an alias. Empty: the run's own."""
+    instructions: _builtins.str
+    """What the model is told to do with the conversation, at most 16 KiB. Empty: the daemon's own text."""
+    summary_tokens: _builtins.int
+    """Most tokens of a summary, which is never more than an eighth of the window. Default 1024."""
+    failures: _builtins.int
+    """How many failures in a row open the session's circuit. Default 3."""
+    @_builtins.property
+    def timeout(self) -> _duration_pb2.Duration:
+        """How long a summary may take. Default 120 s."""
+
+    @_builtins.property
+    def cool_down(self) -> _duration_pb2.Duration:
+        """How long the circuit stays open. Default 300 s."""
+
+    def __init__(
+        self,
+        *,
+        enabled: _builtins.bool | None = ...,
+        threshold: _builtins.float | None = ...,
+        tail_tokens: _builtins.int | None = ...,
+        tail_messages: _builtins.int | None = ...,
+        model: _builtins.str = ...,
+        instructions: _builtins.str = ...,
+        summary_tokens: _builtins.int | None = ...,
+        timeout: _duration_pb2.Duration | None = ...,
+        failures: _builtins.int | None = ...,
+        cool_down: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_failures", b"_failures", "_summary_tokens", b"_summary_tokens", "_tail_messages", b"_tail_messages", "_tail_tokens", b"_tail_tokens", "_threshold", b"_threshold", "cool_down", b"cool_down", "enabled", b"enabled", "failures", b"failures", "summary_tokens", b"summary_tokens", "tail_messages", b"tail_messages", "tail_tokens", b"tail_tokens", "threshold", b"threshold", "timeout", b"timeout"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_enabled", b"_enabled", "_failures", b"_failures", "_summary_tokens", b"_summary_tokens", "_tail_messages", b"_tail_messages", "_tail_tokens", b"_tail_tokens", "_threshold", b"_threshold", "cool_down", b"cool_down", "enabled", b"enabled", "failures", b"failures", "instructions", b"instructions", "model", b"model", "summary_tokens", b"summary_tokens", "tail_messages", b"tail_messages", "tail_tokens", b"tail_tokens", "threshold", b"threshold", "timeout", b"timeout"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__failures: _TypeAlias = _typing.Literal["failures"]  # noqa: Y015
+    _WhichOneofArgType__failures: _TypeAlias = _typing.Literal["_failures", b"_failures"]  # noqa: Y015
+    _WhichOneofReturnType__summary_tokens: _TypeAlias = _typing.Literal["summary_tokens"]  # noqa: Y015
+    _WhichOneofArgType__summary_tokens: _TypeAlias = _typing.Literal["_summary_tokens", b"_summary_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__tail_messages: _TypeAlias = _typing.Literal["tail_messages"]  # noqa: Y015
+    _WhichOneofArgType__tail_messages: _TypeAlias = _typing.Literal["_tail_messages", b"_tail_messages"]  # noqa: Y015
+    _WhichOneofReturnType__tail_tokens: _TypeAlias = _typing.Literal["tail_tokens"]  # noqa: Y015
+    _WhichOneofArgType__tail_tokens: _TypeAlias = _typing.Literal["_tail_tokens", b"_tail_tokens"]  # noqa: Y015
+    _WhichOneofReturnType__threshold: _TypeAlias = _typing.Literal["threshold"]  # noqa: Y015
+    _WhichOneofArgType__threshold: _TypeAlias = _typing.Literal["_threshold", b"_threshold"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__failures) -> _WhichOneofReturnType__failures | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__summary_tokens) -> _WhichOneofReturnType__summary_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail_messages) -> _WhichOneofReturnType__tail_messages | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail_tokens) -> _WhichOneofReturnType__tail_tokens | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__threshold) -> _WhichOneofReturnType__threshold | None: ...
+
+Global___Compaction: _TypeAlias = Compaction  # noqa: Y015
+
+@_typing.final
+class PinnedCompaction(_message.Message):
+    """PinnedCompaction is what a run is pinned to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POLICY_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    window: _builtins.int
+    """The window of the policy's model in tokens. 0: unknown, or there is none."""
+    @_builtins.property
+    def policy(self) -> Global___Compaction:
+        """The policy, each field of it set but for model, instructions, tail_tokens and tail_messages."""
+
+    @_builtins.property
+    def price(self) -> _model_pb2.Price:
+        """The price of the policy's model, as it was when the run was created."""
+
+    def __init__(
+        self,
+        *,
+        policy: Global___Compaction | None = ...,
+        window: _builtins.int = ...,
+        price: _model_pb2.Price | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "price", b"price"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "price", b"price", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinnedCompaction: _TypeAlias = PinnedCompaction  # noqa: Y015
+
+@_typing.final
+class Pruning(_message.Message):
+    """Pruning says which old outputs of tools the model sees no more: a line that names the output takes their place. They
+    can still be listed. An unset field of an agent has the operator's value.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENABLED_FIELD_NUMBER: _builtins.int
+    KEEP_TURNS_FIELD_NUMBER: _builtins.int
+    OUTPUT_BYTES_FIELD_NUMBER: _builtins.int
+    BLOCK_TURNS_FIELD_NUMBER: _builtins.int
+    enabled: _builtins.bool
+    """Whether outputs are left out. Default true."""
+    keep_turns: _builtins.int
+    """How many of the model's latest turns keep their outputs at least. Default 20."""
+    output_bytes: _builtins.int
+    """The least size of an output that is left out, in bytes. Default 4096."""
+    block_turns: _builtins.int
+    """How many turns lose their outputs at a time, so that calls begin alike for as many turns. Default 10."""
+    def __init__(
+        self,
+        *,
+        enabled: _builtins.bool | None = ...,
+        keep_turns: _builtins.int | None = ...,
+        output_bytes: _builtins.int | None = ...,
+        block_turns: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_block_turns", b"_block_turns", "_enabled", b"_enabled", "_keep_turns", b"_keep_turns", "_output_bytes", b"_output_bytes", "block_turns", b"block_turns", "enabled", b"enabled", "keep_turns", b"keep_turns", "output_bytes", b"output_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_block_turns", b"_block_turns", "_enabled", b"_enabled", "_keep_turns", b"_keep_turns", "_output_bytes", b"_output_bytes", "block_turns", b"block_turns", "enabled", b"enabled", "keep_turns", b"keep_turns", "output_bytes", b"output_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__block_turns: _TypeAlias = _typing.Literal["block_turns"]  # noqa: Y015
+    _WhichOneofArgType__block_turns: _TypeAlias = _typing.Literal["_block_turns", b"_block_turns"]  # noqa: Y015
+    _WhichOneofReturnType__enabled: _TypeAlias = _typing.Literal["enabled"]  # noqa: Y015
+    _WhichOneofArgType__enabled: _TypeAlias = _typing.Literal["_enabled", b"_enabled"]  # noqa: Y015
+    _WhichOneofReturnType__keep_turns: _TypeAlias = _typing.Literal["keep_turns"]  # noqa: Y015
+    _WhichOneofArgType__keep_turns: _TypeAlias = _typing.Literal["_keep_turns", b"_keep_turns"]  # noqa: Y015
+    _WhichOneofReturnType__output_bytes: _TypeAlias = _typing.Literal["output_bytes"]  # noqa: Y015
+    _WhichOneofArgType__output_bytes: _TypeAlias = _typing.Literal["_output_bytes", b"_output_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__block_turns) -> _WhichOneofReturnType__block_turns | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__enabled) -> _WhichOneofReturnType__enabled | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__keep_turns) -> _WhichOneofReturnType__keep_turns | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__output_bytes) -> _WhichOneofReturnType__output_bytes | None: ...
+
+Global___Pruning: _TypeAlias = Pruning  # noqa: Y015
+
+@_typing.final
 class Limits(_message.Message):
     """Limits bound one run. An unset field has its default in an agent and is always set in a definition."""
 
@@ -283,6 +490,7 @@ class Limits(_message.Message):
     MAX_DEPTH_FIELD_NUMBER: _builtins.int
     MAX_CHILDREN_FIELD_NUMBER: _builtins.int
     MAX_PARALLEL_CHILDREN_FIELD_NUMBER: _builtins.int
+    MAX_HISTORY_TOKENS_FIELD_NUMBER: _builtins.int
     max_steps: _builtins.int
     """Most steps, a step being one model turn and its tools. Default 10."""
     max_tool_calls: _builtins.int
@@ -311,6 +519,8 @@ class Limits(_message.Message):
     """Most child runs that the run starts in all. A child has at most its parent's limit. Default 32."""
     max_parallel_children: _builtins.int
     """Most child runs of the run at once. A child has at most its parent's limit. Default 4."""
+    max_history_tokens: _builtins.int
+    """Most estimated tokens of earlier runs that the model sees. Unset: no limit but the model's window."""
     @_builtins.property
     def timeout(self) -> _duration_pb2.Duration:
         """The run's deadline, counted while it runs. Default 1 hour."""
@@ -338,10 +548,11 @@ class Limits(_message.Message):
         max_depth: _builtins.int | None = ...,
         max_children: _builtins.int | None = ...,
         max_parallel_children: _builtins.int | None = ...,
+        max_history_tokens: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_children", b"_max_children", "_max_cost_micro_usd", b"_max_cost_micro_usd", "_max_depth", b"_max_depth", "_max_events", b"_max_events", "_max_history_messages", b"_max_history_messages", "_max_length_recoveries", b"_max_length_recoveries", "_max_log_bytes", b"_max_log_bytes", "_max_parallel_children", b"_max_parallel_children", "_max_parallel_tool_calls", b"_max_parallel_tool_calls", "_max_steps", b"_max_steps", "_max_tool_calls", b"_max_tool_calls", "_max_total_tokens", b"_max_total_tokens", "_tool_output_bytes", b"_tool_output_bytes", "_tool_output_lines", b"_tool_output_lines", "doom_loop", b"doom_loop", "max_children", b"max_children", "max_cost_micro_usd", b"max_cost_micro_usd", "max_depth", b"max_depth", "max_events", b"max_events", "max_history_messages", b"max_history_messages", "max_length_recoveries", b"max_length_recoveries", "max_log_bytes", b"max_log_bytes", "max_parallel_children", b"max_parallel_children", "max_parallel_tool_calls", b"max_parallel_tool_calls", "max_steps", b"max_steps", "max_tool_calls", b"max_tool_calls", "max_total_tokens", b"max_total_tokens", "timeout", b"timeout", "tool_output_bytes", b"tool_output_bytes", "tool_output_lines", b"tool_output_lines"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_children", b"_max_children", "_max_cost_micro_usd", b"_max_cost_micro_usd", "_max_depth", b"_max_depth", "_max_events", b"_max_events", "_max_history_messages", b"_max_history_messages", "_max_history_tokens", b"_max_history_tokens", "_max_length_recoveries", b"_max_length_recoveries", "_max_log_bytes", b"_max_log_bytes", "_max_parallel_children", b"_max_parallel_children", "_max_parallel_tool_calls", b"_max_parallel_tool_calls", "_max_steps", b"_max_steps", "_max_tool_calls", b"_max_tool_calls", "_max_total_tokens", b"_max_total_tokens", "_tool_output_bytes", b"_tool_output_bytes", "_tool_output_lines", b"_tool_output_lines", "doom_loop", b"doom_loop", "max_children", b"max_children", "max_cost_micro_usd", b"max_cost_micro_usd", "max_depth", b"max_depth", "max_events", b"max_events", "max_history_messages", b"max_history_messages", "max_history_tokens", b"max_history_tokens", "max_length_recoveries", b"max_length_recoveries", "max_log_bytes", b"max_log_bytes", "max_parallel_children", b"max_parallel_children", "max_parallel_tool_calls", b"max_parallel_tool_calls", "max_steps", b"max_steps", "max_tool_calls", b"max_tool_calls", "max_total_tokens", b"max_total_tokens", "timeout", b"timeout", "tool_output_bytes", b"tool_output_bytes", "tool_output_lines", b"tool_output_lines"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_children", b"_max_children", "_max_cost_micro_usd", b"_max_cost_micro_usd", "_max_depth", b"_max_depth", "_max_events", b"_max_events", "_max_history_messages", b"_max_history_messages", "_max_length_recoveries", b"_max_length_recoveries", "_max_log_bytes", b"_max_log_bytes", "_max_parallel_children", b"_max_parallel_children", "_max_parallel_tool_calls", b"_max_parallel_tool_calls", "_max_steps", b"_max_steps", "_max_tool_calls", b"_max_tool_calls", "_max_total_tokens", b"_max_total_tokens", "_tool_output_bytes", b"_tool_output_bytes", "_tool_output_lines", b"_tool_output_lines", "doom_loop", b"doom_loop", "max_children", b"max_children", "max_cost_micro_usd", b"max_cost_micro_usd", "max_depth", b"max_depth", "max_events", b"max_events", "max_history_messages", b"max_history_messages", "max_length_recoveries", b"max_length_recoveries", "max_log_bytes", b"max_log_bytes", "max_parallel_children", b"max_parallel_children", "max_parallel_tool_calls", b"max_parallel_tool_calls", "max_steps", b"max_steps", "max_tool_calls", b"max_tool_calls", "max_total_tokens", b"max_total_tokens", "timeout", b"timeout", "tool_output_bytes", b"tool_output_bytes", "tool_output_lines", b"tool_output_lines"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_children", b"_max_children", "_max_cost_micro_usd", b"_max_cost_micro_usd", "_max_depth", b"_max_depth", "_max_events", b"_max_events", "_max_history_messages", b"_max_history_messages", "_max_history_tokens", b"_max_history_tokens", "_max_length_recoveries", b"_max_length_recoveries", "_max_log_bytes", b"_max_log_bytes", "_max_parallel_children", b"_max_parallel_children", "_max_parallel_tool_calls", b"_max_parallel_tool_calls", "_max_steps", b"_max_steps", "_max_tool_calls", b"_max_tool_calls", "_max_total_tokens", b"_max_total_tokens", "_tool_output_bytes", b"_tool_output_bytes", "_tool_output_lines", b"_tool_output_lines", "doom_loop", b"doom_loop", "max_children", b"max_children", "max_cost_micro_usd", b"max_cost_micro_usd", "max_depth", b"max_depth", "max_events", b"max_events", "max_history_messages", b"max_history_messages", "max_history_tokens", b"max_history_tokens", "max_length_recoveries", b"max_length_recoveries", "max_log_bytes", b"max_log_bytes", "max_parallel_children", b"max_parallel_children", "max_parallel_tool_calls", b"max_parallel_tool_calls", "max_steps", b"max_steps", "max_tool_calls", b"max_tool_calls", "max_total_tokens", b"max_total_tokens", "timeout", b"timeout", "tool_output_bytes", b"tool_output_bytes", "tool_output_lines", b"tool_output_lines"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_children: _TypeAlias = _typing.Literal["max_children"]  # noqa: Y015
     _WhichOneofArgType__max_children: _TypeAlias = _typing.Literal["_max_children", b"_max_children"]  # noqa: Y015
@@ -353,6 +564,8 @@ class Limits(_message.Message):
     _WhichOneofArgType__max_events: _TypeAlias = _typing.Literal["_max_events", b"_max_events"]  # noqa: Y015
     _WhichOneofReturnType__max_history_messages: _TypeAlias = _typing.Literal["max_history_messages"]  # noqa: Y015
     _WhichOneofArgType__max_history_messages: _TypeAlias = _typing.Literal["_max_history_messages", b"_max_history_messages"]  # noqa: Y015
+    _WhichOneofReturnType__max_history_tokens: _TypeAlias = _typing.Literal["max_history_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_history_tokens: _TypeAlias = _typing.Literal["_max_history_tokens", b"_max_history_tokens"]  # noqa: Y015
     _WhichOneofReturnType__max_length_recoveries: _TypeAlias = _typing.Literal["max_length_recoveries"]  # noqa: Y015
     _WhichOneofArgType__max_length_recoveries: _TypeAlias = _typing.Literal["_max_length_recoveries", b"_max_length_recoveries"]  # noqa: Y015
     _WhichOneofReturnType__max_log_bytes: _TypeAlias = _typing.Literal["max_log_bytes"]  # noqa: Y015
@@ -381,6 +594,8 @@ class Limits(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_events) -> _WhichOneofReturnType__max_events | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_history_messages) -> _WhichOneofReturnType__max_history_messages | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_history_tokens) -> _WhichOneofReturnType__max_history_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_length_recoveries) -> _WhichOneofReturnType__max_length_recoveries | None: ...
     @_typing.overload

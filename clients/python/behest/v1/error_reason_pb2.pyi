@@ -88,6 +88,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """An operator paused what is needed. FAILED_PRECONDITION; subject."""
     ERROR_REASON_RUNTIME_INTERNAL: _ErrorReason.ValueType  # 403
     """A fault of the daemon. INTERNAL."""
+    ERROR_REASON_RUNTIME_BUDGET: _ErrorReason.ValueType  # 404
+    """The namespace would pass its budget. RESOURCE_EXHAUSTED; budget, limit, used, reserved."""
     ERROR_REASON_WATCH_COMPACTED: _ErrorReason.ValueType  # 500
     """The events asked for are deleted. OUT_OF_RANGE; oldestSequence."""
     ERROR_REASON_WATCH_AHEAD: _ErrorReason.ValueType  # 501
@@ -110,6 +112,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """There is no such key. NOT_FOUND; key."""
     ERROR_REASON_SESSION_MESSAGE_NOT_FOUND: _ErrorReason.ValueType  # 606
     """There is no such message. NOT_FOUND; messageId."""
+    ERROR_REASON_SESSION_BUDGET: _ErrorReason.ValueType  # 607
+    """The session would pass its budget. RESOURCE_EXHAUSTED; budget, limit, used, reserved."""
     ERROR_REASON_AGENT_NOT_FOUND: _ErrorReason.ValueType  # 700
     """There is no such agent. NOT_FOUND; agentId."""
     ERROR_REASON_AGENT_ID_TAKEN: _ErrorReason.ValueType  # 701
@@ -125,7 +129,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROVIDER_CAPABILITY_MISSING: _ErrorReason.ValueType  # 802
     """The model cannot do what is asked. FAILED_PRECONDITION; model, capability."""
     ERROR_REASON_PROVIDER_RATE_LIMITED: _ErrorReason.ValueType  # 803
-    """The provider asks to wait. RESOURCE_EXHAUSTED; model, retryAfterSeconds."""
+    """The provider asks to wait, or a limit of the daemon's own does. RESOURCE_EXHAUSTED; model, retryAfterSeconds."""
     ERROR_REASON_PROVIDER_QUOTA: _ErrorReason.ValueType  # 804
     """Money or quota at the provider is spent. RESOURCE_EXHAUSTED; model."""
     ERROR_REASON_PROVIDER_UNAVAILABLE: _ErrorReason.ValueType  # 805
@@ -141,7 +145,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_PROVIDER_MODEL_REJECTED: _ErrorReason.ValueType  # 810
     """The provider does not know the model. FAILED_PRECONDITION; model."""
     ERROR_REASON_PROVIDER_CONTEXT_TOO_LONG: _ErrorReason.ValueType  # 811
-    """The conversation does not fit the model. FAILED_PRECONDITION; model."""
+    """The conversation does not fit the model, or a text its embeddings. FAILED_PRECONDITION; model, and where it is known
+    tokens, limitTokens, index (of the text).
+    """
     ERROR_REASON_PROVIDER_CONTENT_REFUSED: _ErrorReason.ValueType  # 812
     """The provider refuses the content. FAILED_PRECONDITION; model."""
     ERROR_REASON_PROVIDER_MALFORMED_OUTPUT: _ErrorReason.ValueType  # 813
@@ -230,6 +236,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The graph breaks a rule. INVALID_ARGUMENT; nodeId, rule."""
     ERROR_REASON_RUNTIME_CONFIG_INVALID: _ErrorReason.ValueType  # 1303
     """The configuration breaks a rule; the old one stays in force. INVALID_ARGUMENT; key, source."""
+    ERROR_REASON_CONTEXT_SOURCE_NOT_FOUND: _ErrorReason.ValueType  # 1304
+    """There is no such context source. NOT_FOUND; source."""
     ERROR_REASON_TRANSPORT_UNAVAILABLE: _ErrorReason.ValueType  # 1400
     """The daemon cannot be reached. UNAVAILABLE."""
     ERROR_REASON_TRANSPORT_DEADLINE: _ErrorReason.ValueType  # 1401
@@ -315,6 +323,8 @@ ERROR_REASON_RUNTIME_PAUSED: ErrorReason.ValueType  # 402
 """An operator paused what is needed. FAILED_PRECONDITION; subject."""
 ERROR_REASON_RUNTIME_INTERNAL: ErrorReason.ValueType  # 403
 """A fault of the daemon. INTERNAL."""
+ERROR_REASON_RUNTIME_BUDGET: ErrorReason.ValueType  # 404
+"""The namespace would pass its budget. RESOURCE_EXHAUSTED; budget, limit, used, reserved."""
 ERROR_REASON_WATCH_COMPACTED: ErrorReason.ValueType  # 500
 """The events asked for are deleted. OUT_OF_RANGE; oldestSequence."""
 ERROR_REASON_WATCH_AHEAD: ErrorReason.ValueType  # 501
@@ -337,6 +347,8 @@ ERROR_REASON_SESSION_DATA_NOT_FOUND: ErrorReason.ValueType  # 605
 """There is no such key. NOT_FOUND; key."""
 ERROR_REASON_SESSION_MESSAGE_NOT_FOUND: ErrorReason.ValueType  # 606
 """There is no such message. NOT_FOUND; messageId."""
+ERROR_REASON_SESSION_BUDGET: ErrorReason.ValueType  # 607
+"""The session would pass its budget. RESOURCE_EXHAUSTED; budget, limit, used, reserved."""
 ERROR_REASON_AGENT_NOT_FOUND: ErrorReason.ValueType  # 700
 """There is no such agent. NOT_FOUND; agentId."""
 ERROR_REASON_AGENT_ID_TAKEN: ErrorReason.ValueType  # 701
@@ -352,7 +364,7 @@ ERROR_REASON_PROVIDER_NOT_FOUND: ErrorReason.ValueType  # 801
 ERROR_REASON_PROVIDER_CAPABILITY_MISSING: ErrorReason.ValueType  # 802
 """The model cannot do what is asked. FAILED_PRECONDITION; model, capability."""
 ERROR_REASON_PROVIDER_RATE_LIMITED: ErrorReason.ValueType  # 803
-"""The provider asks to wait. RESOURCE_EXHAUSTED; model, retryAfterSeconds."""
+"""The provider asks to wait, or a limit of the daemon's own does. RESOURCE_EXHAUSTED; model, retryAfterSeconds."""
 ERROR_REASON_PROVIDER_QUOTA: ErrorReason.ValueType  # 804
 """Money or quota at the provider is spent. RESOURCE_EXHAUSTED; model."""
 ERROR_REASON_PROVIDER_UNAVAILABLE: ErrorReason.ValueType  # 805
@@ -368,7 +380,9 @@ ERROR_REASON_PROVIDER_CREDENTIALS_REJECTED: ErrorReason.ValueType  # 809
 ERROR_REASON_PROVIDER_MODEL_REJECTED: ErrorReason.ValueType  # 810
 """The provider does not know the model. FAILED_PRECONDITION; model."""
 ERROR_REASON_PROVIDER_CONTEXT_TOO_LONG: ErrorReason.ValueType  # 811
-"""The conversation does not fit the model. FAILED_PRECONDITION; model."""
+"""The conversation does not fit the model, or a text its embeddings. FAILED_PRECONDITION; model, and where it is known
+tokens, limitTokens, index (of the text).
+"""
 ERROR_REASON_PROVIDER_CONTENT_REFUSED: ErrorReason.ValueType  # 812
 """The provider refuses the content. FAILED_PRECONDITION; model."""
 ERROR_REASON_PROVIDER_MALFORMED_OUTPUT: ErrorReason.ValueType  # 813
@@ -457,6 +471,8 @@ ERROR_REASON_REASONING_GRAPH_INVALID: ErrorReason.ValueType  # 1302
 """The graph breaks a rule. INVALID_ARGUMENT; nodeId, rule."""
 ERROR_REASON_RUNTIME_CONFIG_INVALID: ErrorReason.ValueType  # 1303
 """The configuration breaks a rule; the old one stays in force. INVALID_ARGUMENT; key, source."""
+ERROR_REASON_CONTEXT_SOURCE_NOT_FOUND: ErrorReason.ValueType  # 1304
+"""There is no such context source. NOT_FOUND; source."""
 ERROR_REASON_TRANSPORT_UNAVAILABLE: ErrorReason.ValueType  # 1400
 """The daemon cannot be reached. UNAVAILABLE."""
 ERROR_REASON_TRANSPORT_DEADLINE: ErrorReason.ValueType  # 1401

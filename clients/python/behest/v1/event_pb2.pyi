@@ -59,6 +59,7 @@ class Event(_message.Message):
     MODEL_COMPLETED_FIELD_NUMBER: _builtins.int
     MODEL_FAILED_FIELD_NUMBER: _builtins.int
     MODEL_SUPERSEDED_FIELD_NUMBER: _builtins.int
+    ANSWER_REJECTED_FIELD_NUMBER: _builtins.int
     TOOL_STARTED_FIELD_NUMBER: _builtins.int
     TOOL_COMPLETED_FIELD_NUMBER: _builtins.int
     TOOL_FAILED_FIELD_NUMBER: _builtins.int
@@ -70,6 +71,8 @@ class Event(_message.Message):
     CONTEXT_BUILT_FIELD_NUMBER: _builtins.int
     CONTEXT_COMPACTED_FIELD_NUMBER: _builtins.int
     COMPACTION_CIRCUIT_OPENED_FIELD_NUMBER: _builtins.int
+    CONTEXT_COMPACTION_REQUESTED_FIELD_NUMBER: _builtins.int
+    CONTEXT_COMPACTION_FAILED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Identifies the event everywhere."""
     run_id: _builtins.str
@@ -173,6 +176,10 @@ class Event(_message.Message):
         """A model call was given up for another attempt."""
 
     @_builtins.property
+    def answer_rejected(self) -> _model_event_pb2.AnswerRejected:
+        """The model's last answer has not the form that was asked for."""
+
+    @_builtins.property
     def tool_started(self) -> _tool_event_pb2.ToolStarted:
         """A tool call is about to leave."""
 
@@ -216,6 +223,14 @@ class Event(_message.Message):
     def compaction_circuit_opened(self) -> _context_event_pb2.CompactionCircuitOpened:
         """Summarising failed too often and is off for a while."""
 
+    @_builtins.property
+    def context_compaction_requested(self) -> _context_event_pb2.ContextCompactionRequested:
+        """A call for a summary is about to leave."""
+
+    @_builtins.property
+    def context_compaction_failed(self) -> _context_event_pb2.ContextCompactionFailed:
+        """An attempt at a summary came to nothing."""
+
     def __init__(
         self,
         *,
@@ -248,6 +263,7 @@ class Event(_message.Message):
         model_completed: _model_event_pb2.ModelCompleted | None = ...,
         model_failed: _model_event_pb2.ModelFailed | None = ...,
         model_superseded: _model_event_pb2.ModelSuperseded | None = ...,
+        answer_rejected: _model_event_pb2.AnswerRejected | None = ...,
         tool_started: _tool_event_pb2.ToolStarted | None = ...,
         tool_completed: _tool_event_pb2.ToolCompleted | None = ...,
         tool_failed: _tool_event_pb2.ToolFailed | None = ...,
@@ -259,12 +275,14 @@ class Event(_message.Message):
         context_built: _context_event_pb2.ContextBuilt | None = ...,
         context_compacted: _context_event_pb2.ContextCompacted | None = ...,
         compaction_circuit_opened: _context_event_pb2.CompactionCircuitOpened | None = ...,
+        context_compaction_requested: _context_event_pb2.ContextCompactionRequested | None = ...,
+        context_compaction_failed: _context_event_pb2.ContextCompactionFailed | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "child_run_ended", b"child_run_ended", "child_run_started", b"child_run_started", "compaction_circuit_opened", b"compaction_circuit_opened", "context_built", b"context_built", "context_compacted", b"context_compacted", "doom_loop_detected", b"doom_loop_detected", "input_received", b"input_received", "model_bound", b"model_bound", "model_completed", b"model_completed", "model_failed", b"model_failed", "model_requested", b"model_requested", "model_superseded", b"model_superseded", "payload", b"payload", "record_time", b"record_time", "run_cancel_requested", b"run_cancel_requested", "run_cancelled", b"run_cancelled", "run_claimed", b"run_claimed", "run_completed", b"run_completed", "run_created", b"run_created", "run_deadline_exceeded", b"run_deadline_exceeded", "run_failed", b"run_failed", "run_released", b"run_released", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "tool_completed", b"tool_completed", "tool_denied", b"tool_denied", "tool_failed", b"tool_failed", "tool_outcome_unknown", b"tool_outcome_unknown", "tool_resolved", b"tool_resolved", "tool_started", b"tool_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_rejected", b"answer_rejected", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "child_run_ended", b"child_run_ended", "child_run_started", b"child_run_started", "compaction_circuit_opened", b"compaction_circuit_opened", "context_built", b"context_built", "context_compacted", b"context_compacted", "context_compaction_failed", b"context_compaction_failed", "context_compaction_requested", b"context_compaction_requested", "doom_loop_detected", b"doom_loop_detected", "input_received", b"input_received", "model_bound", b"model_bound", "model_completed", b"model_completed", "model_failed", b"model_failed", "model_requested", b"model_requested", "model_superseded", b"model_superseded", "payload", b"payload", "record_time", b"record_time", "run_cancel_requested", b"run_cancel_requested", "run_cancelled", b"run_cancelled", "run_claimed", b"run_claimed", "run_completed", b"run_completed", "run_created", b"run_created", "run_deadline_exceeded", b"run_deadline_exceeded", "run_failed", b"run_failed", "run_released", b"run_released", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "tool_completed", b"tool_completed", "tool_denied", b"tool_denied", "tool_failed", b"tool_failed", "tool_outcome_unknown", b"tool_outcome_unknown", "tool_resolved", b"tool_resolved", "tool_started", b"tool_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "child_run_ended", b"child_run_ended", "child_run_started", b"child_run_started", "compaction_circuit_opened", b"compaction_circuit_opened", "context_built", b"context_built", "context_compacted", b"context_compacted", "doom_loop_detected", b"doom_loop_detected", "epoch", b"epoch", "event_id", b"event_id", "input_received", b"input_received", "model_bound", b"model_bound", "model_completed", b"model_completed", "model_failed", b"model_failed", "model_requested", b"model_requested", "model_superseded", b"model_superseded", "payload", b"payload", "prev_hash", b"prev_hash", "record_time", b"record_time", "run_cancel_requested", b"run_cancel_requested", "run_cancelled", b"run_cancelled", "run_claimed", b"run_claimed", "run_completed", b"run_completed", "run_created", b"run_created", "run_deadline_exceeded", b"run_deadline_exceeded", "run_failed", b"run_failed", "run_id", b"run_id", "run_released", b"run_released", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "sequence", b"sequence", "session_id", b"session_id", "tool_completed", b"tool_completed", "tool_denied", b"tool_denied", "tool_failed", b"tool_failed", "tool_outcome_unknown", b"tool_outcome_unknown", "tool_resolved", b"tool_resolved", "tool_started", b"tool_started", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_rejected", b"answer_rejected", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "child_run_ended", b"child_run_ended", "child_run_started", b"child_run_started", "compaction_circuit_opened", b"compaction_circuit_opened", "context_built", b"context_built", "context_compacted", b"context_compacted", "context_compaction_failed", b"context_compaction_failed", "context_compaction_requested", b"context_compaction_requested", "doom_loop_detected", b"doom_loop_detected", "epoch", b"epoch", "event_id", b"event_id", "input_received", b"input_received", "model_bound", b"model_bound", "model_completed", b"model_completed", "model_failed", b"model_failed", "model_requested", b"model_requested", "model_superseded", b"model_superseded", "payload", b"payload", "prev_hash", b"prev_hash", "record_time", b"record_time", "run_cancel_requested", b"run_cancel_requested", "run_cancelled", b"run_cancelled", "run_claimed", b"run_claimed", "run_completed", b"run_completed", "run_created", b"run_created", "run_deadline_exceeded", b"run_deadline_exceeded", "run_failed", b"run_failed", "run_id", b"run_id", "run_released", b"run_released", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "sequence", b"sequence", "session_id", b"session_id", "tool_completed", b"tool_completed", "tool_denied", b"tool_denied", "tool_failed", b"tool_failed", "tool_outcome_unknown", b"tool_outcome_unknown", "tool_resolved", b"tool_resolved", "tool_started", b"tool_started", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["run_created", "run_claimed", "run_released", "run_started", "run_waiting", "run_resumed", "input_received", "run_cancel_requested", "run_deadline_exceeded", "run_completed", "run_failed", "run_cancelled", "run_timed_out", "child_run_started", "child_run_ended", "doom_loop_detected", "model_requested", "model_bound", "model_completed", "model_failed", "model_superseded", "tool_started", "tool_completed", "tool_failed", "tool_denied", "tool_outcome_unknown", "tool_resolved", "approval_requested", "approval_decided", "context_built", "context_compacted", "compaction_circuit_opened"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["run_created", "run_claimed", "run_released", "run_started", "run_waiting", "run_resumed", "input_received", "run_cancel_requested", "run_deadline_exceeded", "run_completed", "run_failed", "run_cancelled", "run_timed_out", "child_run_started", "child_run_ended", "doom_loop_detected", "model_requested", "model_bound", "model_completed", "model_failed", "model_superseded", "answer_rejected", "tool_started", "tool_completed", "tool_failed", "tool_denied", "tool_outcome_unknown", "tool_resolved", "approval_requested", "approval_decided", "context_built", "context_compacted", "compaction_circuit_opened", "context_compaction_requested", "context_compaction_failed"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

@@ -26,33 +26,33 @@ from behest.v1 import usage_pb2 as behest_dot_v1_dot_usage__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x65hest/v1/message.proto\x12\tbehest.v1\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb6\x01\n\x07Message\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.behest.v1.Role\x12\x1e\n\x05parts\x18\x03 \x03(\x0b\x32\x0f.behest.v1.Part\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.behest.v1.Usage\"\xd2\x02\n\x04Part\x12#\n\x04text\x18\x01 \x01(\x0b\x32\x13.behest.v1.TextPartH\x00\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x14.behest.v1.ImagePartH\x00\x12#\n\x04json\x18\x03 \x01(\x0b\x32\x13.behest.v1.JsonPartH\x00\x12%\n\x05\x61udio\x18\x04 \x01(\x0b\x32\x14.behest.v1.AudioPartH\x00\x12#\n\x04\x66ile\x18\x05 \x01(\x0b\x32\x13.behest.v1.FilePartH\x00\x12-\n\treasoning\x18\x06 \x01(\x0b\x32\x18.behest.v1.ReasoningPartH\x00\x12(\n\ttool_call\x18\x07 \x01(\x0b\x32\x13.behest.v1.ToolCallH\x00\x12,\n\x0btool_result\x18\x08 \x01(\x0b\x32\x15.behest.v1.ToolResultH\x00\x42\x06\n\x04kind\"\x18\n\x08TextPart\x12\x0c\n\x04text\x18\x01 \x01(\t\"_\n\tImagePart\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03uri\x18\x02 \x01(\tH\x00\x12\x15\n\x0b\x61rtifact_id\x18\x03 \x01(\tH\x00\x12\x12\n\nmedia_type\x18\x04 \x01(\tB\x08\n\x06source\"\x18\n\x08JsonPart\x12\x0c\n\x04json\x18\x01 \x01(\t\"O\n\tAudioPart\x12\r\n\x03uri\x18\x01 \x01(\tH\x00\x12\x15\n\x0b\x61rtifact_id\x18\x02 \x01(\tH\x00\x12\x12\n\nmedia_type\x18\x03 \x01(\tB\x08\n\x06source\"\\\n\x08\x46ilePart\x12\r\n\x03uri\x18\x01 \x01(\tH\x00\x12\x15\n\x0b\x61rtifact_id\x18\x02 \x01(\tH\x00\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\tB\x08\n\x06source\"0\n\rReasoningPart\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"V\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\x12\x18\n\x10provider_call_id\x18\x04 \x01(\t\"\x85\x01\n\nToolResult\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1e\n\x05parts\x18\x03 \x03(\x0b\x32\x0f.behest.v1.Part\x12\x10\n\x08is_error\x18\x04 \x01(\x08\x12\x11\n\ttruncated\x18\x05 \x01(\x08\x12\x13\n\x0b\x61rtifact_id\x18\x06 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x65hest/v1/message.proto\x12\tbehest.v1\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd7\x01\n\x07Message\x12\n\n\x02id\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.behest.v1.Role\x12\x1e\n\x05parts\x18\x03 \x03(\x0b\x32\x0f.behest.v1.Part\x12\x0e\n\x06run_id\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x05usage\x18\x06 \x01(\x0b\x32\x10.behest.v1.Usage\x12\x1f\n\x17summary_upto_message_id\x18\x07 \x01(\t\"\xd2\x02\n\x04Part\x12#\n\x04text\x18\x01 \x01(\x0b\x32\x13.behest.v1.TextPartH\x00\x12%\n\x05image\x18\x02 \x01(\x0b\x32\x14.behest.v1.ImagePartH\x00\x12#\n\x04json\x18\x03 \x01(\x0b\x32\x13.behest.v1.JsonPartH\x00\x12%\n\x05\x61udio\x18\x04 \x01(\x0b\x32\x14.behest.v1.AudioPartH\x00\x12#\n\x04\x66ile\x18\x05 \x01(\x0b\x32\x13.behest.v1.FilePartH\x00\x12-\n\treasoning\x18\x06 \x01(\x0b\x32\x18.behest.v1.ReasoningPartH\x00\x12(\n\ttool_call\x18\x07 \x01(\x0b\x32\x13.behest.v1.ToolCallH\x00\x12,\n\x0btool_result\x18\x08 \x01(\x0b\x32\x15.behest.v1.ToolResultH\x00\x42\x06\n\x04kind\"\x18\n\x08TextPart\x12\x0c\n\x04text\x18\x01 \x01(\t\"_\n\tImagePart\x12\x0e\n\x04\x64\x61ta\x18\x01 \x01(\x0cH\x00\x12\r\n\x03uri\x18\x02 \x01(\tH\x00\x12\x15\n\x0b\x61rtifact_id\x18\x03 \x01(\tH\x00\x12\x12\n\nmedia_type\x18\x04 \x01(\tB\x08\n\x06source\"\x18\n\x08JsonPart\x12\x0c\n\x04json\x18\x01 \x01(\t\"O\n\tAudioPart\x12\r\n\x03uri\x18\x01 \x01(\tH\x00\x12\x15\n\x0b\x61rtifact_id\x18\x02 \x01(\tH\x00\x12\x12\n\nmedia_type\x18\x03 \x01(\tB\x08\n\x06source\"\\\n\x08\x46ilePart\x12\r\n\x03uri\x18\x01 \x01(\tH\x00\x12\x15\n\x0b\x61rtifact_id\x18\x02 \x01(\tH\x00\x12\x12\n\nmedia_type\x18\x03 \x01(\t\x12\x0c\n\x04name\x18\x04 \x01(\tB\x08\n\x06source\"0\n\rReasoningPart\x12\x0c\n\x04text\x18\x01 \x01(\t\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"V\n\x08ToolCall\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\x12\x18\n\x10provider_call_id\x18\x04 \x01(\t\"\x85\x01\n\nToolResult\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x1e\n\x05parts\x18\x03 \x03(\x0b\x32\x0f.behest.v1.Part\x12\x10\n\x08is_error\x18\x04 \x01(\x08\x12\x11\n\ttruncated\x18\x05 \x01(\x08\x12\x13\n\x0b\x61rtifact_id\x18\x06 \x01(\t*_\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SYSTEM\x10\x01\x12\r\n\tROLE_USER\x10\x02\x12\x12\n\x0eROLE_ASSISTANT\x10\x03\x12\r\n\tROLE_TOOL\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'behest.v1.message_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1218
-  _globals['_ROLE']._serialized_end=1313
+  _globals['_ROLE']._serialized_start=1251
+  _globals['_ROLE']._serialized_end=1346
   _globals['_MESSAGE']._serialized_start=95
-  _globals['_MESSAGE']._serialized_end=277
-  _globals['_PART']._serialized_start=280
-  _globals['_PART']._serialized_end=618
-  _globals['_TEXTPART']._serialized_start=620
-  _globals['_TEXTPART']._serialized_end=644
-  _globals['_IMAGEPART']._serialized_start=646
-  _globals['_IMAGEPART']._serialized_end=741
-  _globals['_JSONPART']._serialized_start=743
-  _globals['_JSONPART']._serialized_end=767
-  _globals['_AUDIOPART']._serialized_start=769
-  _globals['_AUDIOPART']._serialized_end=848
-  _globals['_FILEPART']._serialized_start=850
-  _globals['_FILEPART']._serialized_end=942
-  _globals['_REASONINGPART']._serialized_start=944
-  _globals['_REASONINGPART']._serialized_end=992
-  _globals['_TOOLCALL']._serialized_start=994
-  _globals['_TOOLCALL']._serialized_end=1080
-  _globals['_TOOLRESULT']._serialized_start=1083
-  _globals['_TOOLRESULT']._serialized_end=1216
+  _globals['_MESSAGE']._serialized_end=310
+  _globals['_PART']._serialized_start=313
+  _globals['_PART']._serialized_end=651
+  _globals['_TEXTPART']._serialized_start=653
+  _globals['_TEXTPART']._serialized_end=677
+  _globals['_IMAGEPART']._serialized_start=679
+  _globals['_IMAGEPART']._serialized_end=774
+  _globals['_JSONPART']._serialized_start=776
+  _globals['_JSONPART']._serialized_end=800
+  _globals['_AUDIOPART']._serialized_start=802
+  _globals['_AUDIOPART']._serialized_end=881
+  _globals['_FILEPART']._serialized_start=883
+  _globals['_FILEPART']._serialized_end=975
+  _globals['_REASONINGPART']._serialized_start=977
+  _globals['_REASONINGPART']._serialized_end=1025
+  _globals['_TOOLCALL']._serialized_start=1027
+  _globals['_TOOLCALL']._serialized_end=1113
+  _globals['_TOOLRESULT']._serialized_start=1116
+  _globals['_TOOLRESULT']._serialized_end=1249
 # @@protoc_insertion_point(module_scope)

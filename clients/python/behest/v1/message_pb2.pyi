@@ -65,12 +65,17 @@ class Message(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    SUMMARY_UPTO_MESSAGE_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifies the message within its namespace. Set by the daemon; ignored in requests."""
     role: Global___Role.ValueType
     """Required. Who speaks."""
     run_id: _builtins.str
     """The run that committed the message. Set by the daemon; empty in requests and in transcripts that no run made."""
+    summary_upto_message_id: _builtins.str
+    """Of a summary: the last message that it stands for, with all before it. Empty: the message is no summary. Set by the
+    daemon.
+    """
     @_builtins.property
     def parts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Part]:
         """Required. What was said, in order. Never empty in a committed message, except that a model may answer nothing."""
@@ -92,10 +97,11 @@ class Message(_message.Message):
         run_id: _builtins.str = ...,
         create_time: _timestamp_pb2.Timestamp | None = ...,
         usage: _usage_pb2.Usage | None = ...,
+        summary_upto_message_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "parts", b"parts", "role", b"role", "run_id", b"run_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "parts", b"parts", "role", b"role", "run_id", b"run_id", "summary_upto_message_id", b"summary_upto_message_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

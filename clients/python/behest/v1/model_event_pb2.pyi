@@ -296,6 +296,34 @@ class ModelFailed(_message.Message):
 Global___ModelFailed: _TypeAlias = ModelFailed  # noqa: Y015
 
 @_typing.final
+class AnswerRejected(_message.Message):
+    """AnswerRejected says that the model's last answer has not the form that was asked for. The model is told, and asked
+    again in the next step, unless a run_failed follows.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    step: _builtins.int
+    """The step."""
+    problem: _builtins.str
+    """What is wrong, as the model is told."""
+    def __init__(
+        self,
+        *,
+        step: _builtins.int = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["problem", b"problem", "step", b"step"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AnswerRejected: _TypeAlias = AnswerRejected  # noqa: Y015
+
+@_typing.final
 class ModelSuperseded(_message.Message):
     """ModelSuperseded says that an attempt counts no more: clients discard its deltas."""
 

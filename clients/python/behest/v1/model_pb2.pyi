@@ -326,7 +326,9 @@ class Provider(_message.Message):
     id: _builtins.str
     """Id of the provider, the first part of the ids of its models."""
     adapter: _builtins.str
-    """Adapter that speaks to it: `openai`, `anthropic`, `remote` or `scripted`, or the name of an extension's."""
+    """Adapter that speaks to it: `openai`, `anthropic`, `embedded`, `remote` or `scripted`, or the name of an
+    extension's.
+    """
     display_name: _builtins.str
     """Name for people. Empty = the id is shown."""
     address: _builtins.str

@@ -38,8 +38,8 @@ class RegistryServiceStub:
 
     This call is idempotent by name: the same registration again is no error. Waits at most 5 s for the connection, and
     succeeds without one: look at `state`. Fails with TOOL_SERVER_NAME_TAKEN when the name is another principal's, is
-    configured, or has another registration and `replace` is not set; TOOL_NAME_TAKEN when a tool of another schema has
-    the name; TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID; and TOOL_ENDPOINT_REFUSED when the address is not allowed.
+    configured, is a provider's and models are offered, or is registered otherwise without `replace`; TOOL_NAME_TAKEN
+    for a tool of another schema; TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID; TOOL_ENDPOINT_REFUSED for the address.
     """
     GetServer: _grpc.UnaryUnaryMultiCallable[_registry_service_pb2.GetServerRequest, _registry_service_pb2.GetServerResponse]
     """Returns one server.
@@ -77,8 +77,8 @@ class RegistryServiceAsyncStub(RegistryServiceStub):
 
     This call is idempotent by name: the same registration again is no error. Waits at most 5 s for the connection, and
     succeeds without one: look at `state`. Fails with TOOL_SERVER_NAME_TAKEN when the name is another principal's, is
-    configured, or has another registration and `replace` is not set; TOOL_NAME_TAKEN when a tool of another schema has
-    the name; TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID; and TOOL_ENDPOINT_REFUSED when the address is not allowed.
+    configured, is a provider's and models are offered, or is registered otherwise without `replace`; TOOL_NAME_TAKEN
+    for a tool of another schema; TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID; TOOL_ENDPOINT_REFUSED for the address.
     """
     GetServer: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetServerRequest, _registry_service_pb2.GetServerResponse]  # type: ignore[assignment]
     """Returns one server.
@@ -119,8 +119,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
 
         This call is idempotent by name: the same registration again is no error. Waits at most 5 s for the connection, and
         succeeds without one: look at `state`. Fails with TOOL_SERVER_NAME_TAKEN when the name is another principal's, is
-        configured, or has another registration and `replace` is not set; TOOL_NAME_TAKEN when a tool of another schema has
-        the name; TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID; and TOOL_ENDPOINT_REFUSED when the address is not allowed.
+        configured, is a provider's and models are offered, or is registered otherwise without `replace`; TOOL_NAME_TAKEN
+        for a tool of another schema; TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID; TOOL_ENDPOINT_REFUSED for the address.
         """
 
     @_abc_1.abstractmethod

@@ -31,7 +31,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x65hest/v1/run_event.proto\x12\tbehest.v1\x1a\x1a\x62\x65hest/v1/definition.proto\x1a\x17\x62\x65hest/v1/message.proto\x1a\x19\x62\x65hest/v1/run_state.proto\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xeb\x04\n\nRunCreated\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0erequest_digest\x18\x02 \x01(\x0c\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x30\n\x0esession_policy\x18\x04 \x01(\x0e\x32\x18.behest.v1.SessionPolicy\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x05 \x01(\x0c\x12!\n\x05input\x18\x06 \x01(\x0b\x32\x12.behest.v1.Message\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\x07\x62udgets\x18\x08 \x01(\x0b\x32\x12.behest.v1.Budgets\x12\x34\n\x10\x64urability_class\x18\t \x01(\x0e\x32\x1a.behest.v1.DurabilityClass\x12\x11\n\tprincipal\x18\n \x01(\t\x12\x31\n\x06labels\x18\x0b \x03(\x0b\x32!.behest.v1.RunCreated.LabelsEntry\x12*\n\x0b\x66orked_from\x18\x0c \x01(\x0b\x32\x15.behest.v1.ForkedFrom\x12$\n\x06parent\x18\r \x01(\x0b\x32\x14.behest.v1.ParentRun\x12\x11\n\tnamespace\x18\x0e \x01(\t\x12\x30\n\rqueue_timeout\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x10 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\nForkedFrom\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12$\n\x08messages\x18\x03 \x03(\x0b\x32\x12.behest.v1.Message\";\n\tParentRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x03 \x01(\x05\"E\n\nRunClaimed\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.behest.v1.ClaimReason\"\x1e\n\x0bRunReleased\x12\x0f\n\x07replica\x18\x01 \x01(\t\"Q\n\nRunStarted\x12\x15\n\rsession_index\x18\x01 \x01(\x04\x12,\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\nRunWaiting\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.behest.v1.WaitReason\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"r\n\nRunResumed\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.behest.v1.WaitReason\x12\x0f\n\x07\x65xpired\x18\x02 \x01(\x08\x12,\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\rInputReceived\x12\x10\n\x08input_id\x18\x01 \x01(\t\x12#\n\x07message\x18\x02 \x01(\x0b\x32\x12.behest.v1.Message\x12\x11\n\tprincipal\x18\x03 \x01(\t\"\x83\x01\n\x12RunCancelRequested\x12#\n\x04mode\x18\x01 \x01(\x0e\x32\x15.behest.v1.CancelMode\x12%\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x16.behest.v1.CancelCause\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x15\n\x13RunDeadlineExceeded\"4\n\x0cRunCompleted\x12$\n\x06output\x18\x01 \x01(\x0b\x32\x14.behest.v1.RunOutput\".\n\tRunFailed\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"\x84\x01\n\x0cRunCancelled\x12%\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x16.behest.v1.CancelCause\x12*\n\x08receipts\x18\x02 \x03(\x0b\x32\x18.behest.v1.CancelReceipt\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"\\\n\x0bRunTimedOut\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12*\n\x08receipts\x18\x02 \x03(\x0b\x32\x18.behest.v1.CancelReceipt\"Z\n\rCancelReceipt\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x14\n\x0c\x61\x63knowledged\x18\x03 \x01(\x08\x12\x10\n\x08in_doubt\x18\x04 \x01(\x08\"\x89\x01\n\x0f\x43hildRunStarted\x12\x14\n\x0c\x63hild_run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12#\n\x07\x62udgets\x18\x03 \x01(\x0b\x32\x12.behest.v1.Budgets\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"{\n\rChildRunEnded\x12\x14\n\x0c\x63hild_run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.behest.v1.RunState\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.behest.v1.Usage\"C\n\x10\x44oomLoopDetected\x12\r\n\x05\x63ycle\x18\x01 \x03(\t\x12\x0f\n\x07repeats\x18\x02 \x01(\x05\x12\x0f\n\x07stopped\x18\x03 \x01(\x08*{\n\x0b\x43laimReason\x12\x1c\n\x18\x43LAIM_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LAIM_REASON_CREATED\x10\x01\x12\x19\n\x15\x43LAIM_REASON_RELEASED\x10\x02\x12\x19\n\x15\x43LAIM_REASON_RECOVERY\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x65hest/v1/run_event.proto\x12\tbehest.v1\x1a\x1a\x62\x65hest/v1/definition.proto\x1a\x17\x62\x65hest/v1/message.proto\x1a\x19\x62\x65hest/v1/run_state.proto\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xeb\x04\n\nRunCreated\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0erequest_digest\x18\x02 \x01(\x0c\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x30\n\x0esession_policy\x18\x04 \x01(\x0e\x32\x18.behest.v1.SessionPolicy\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x05 \x01(\x0c\x12!\n\x05input\x18\x06 \x01(\x0b\x32\x12.behest.v1.Message\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\x07\x62udgets\x18\x08 \x01(\x0b\x32\x12.behest.v1.Budgets\x12\x34\n\x10\x64urability_class\x18\t \x01(\x0e\x32\x1a.behest.v1.DurabilityClass\x12\x11\n\tprincipal\x18\n \x01(\t\x12\x31\n\x06labels\x18\x0b \x03(\x0b\x32!.behest.v1.RunCreated.LabelsEntry\x12*\n\x0b\x66orked_from\x18\x0c \x01(\x0b\x32\x15.behest.v1.ForkedFrom\x12$\n\x06parent\x18\r \x01(\x0b\x32\x14.behest.v1.ParentRun\x12\x11\n\tnamespace\x18\x0e \x01(\t\x12\x30\n\rqueue_timeout\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x10 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\nForkedFrom\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12$\n\x08messages\x18\x03 \x03(\x0b\x32\x12.behest.v1.Message\"T\n\tParentRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x03 \x01(\x05\x12\x17\n\x0froot_session_id\x18\x04 \x01(\t\"E\n\nRunClaimed\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.behest.v1.ClaimReason\"\x1e\n\x0bRunReleased\x12\x0f\n\x07replica\x18\x01 \x01(\t\"Q\n\nRunStarted\x12\x15\n\rsession_index\x18\x01 \x01(\x04\x12,\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"^\n\nRunWaiting\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.behest.v1.WaitReason\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"r\n\nRunResumed\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.behest.v1.WaitReason\x12\x0f\n\x07\x65xpired\x18\x02 \x01(\x08\x12,\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\rInputReceived\x12\x10\n\x08input_id\x18\x01 \x01(\t\x12#\n\x07message\x18\x02 \x01(\x0b\x32\x12.behest.v1.Message\x12\x11\n\tprincipal\x18\x03 \x01(\t\"\x83\x01\n\x12RunCancelRequested\x12#\n\x04mode\x18\x01 \x01(\x0e\x32\x15.behest.v1.CancelMode\x12%\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x16.behest.v1.CancelCause\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x15\n\x13RunDeadlineExceeded\"4\n\x0cRunCompleted\x12$\n\x06output\x18\x01 \x01(\x0b\x32\x14.behest.v1.RunOutput\".\n\tRunFailed\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"\x84\x01\n\x0cRunCancelled\x12%\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x16.behest.v1.CancelCause\x12*\n\x08receipts\x18\x02 \x03(\x0b\x32\x18.behest.v1.CancelReceipt\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"\\\n\x0bRunTimedOut\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12*\n\x08receipts\x18\x02 \x03(\x0b\x32\x18.behest.v1.CancelReceipt\"Z\n\rCancelReceipt\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x14\n\x0c\x61\x63knowledged\x18\x03 \x01(\x08\x12\x10\n\x08in_doubt\x18\x04 \x01(\x08\"\x89\x01\n\x0f\x43hildRunStarted\x12\x14\n\x0c\x63hild_run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12#\n\x07\x62udgets\x18\x03 \x01(\x0b\x32\x12.behest.v1.Budgets\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"{\n\rChildRunEnded\x12\x14\n\x0c\x63hild_run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.behest.v1.RunState\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.behest.v1.Usage\"C\n\x10\x44oomLoopDetected\x12\r\n\x05\x63ycle\x18\x01 \x03(\t\x12\x0f\n\x07repeats\x18\x02 \x01(\x05\x12\x0f\n\x07stopped\x18\x03 \x01(\x08*{\n\x0b\x43laimReason\x12\x1c\n\x18\x43LAIM_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LAIM_REASON_CREATED\x10\x01\x12\x19\n\x15\x43LAIM_REASON_RELEASED\x10\x02\x12\x19\n\x15\x43LAIM_REASON_RECOVERY\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,8 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RUNCREATED_LABELSENTRY']._loaded_options = None
   _globals['_RUNCREATED_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CLAIMREASON']._serialized_start=2405
-  _globals['_CLAIMREASON']._serialized_end=2528
+  _globals['_CLAIMREASON']._serialized_start=2430
+  _globals['_CLAIMREASON']._serialized_end=2553
   _globals['_RUNCREATED']._serialized_start=234
   _globals['_RUNCREATED']._serialized_end=853
   _globals['_RUNCREATED_LABELSENTRY']._serialized_start=808
@@ -49,37 +49,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FORKEDFROM']._serialized_start=855
   _globals['_FORKEDFROM']._serialized_end=939
   _globals['_PARENTRUN']._serialized_start=941
-  _globals['_PARENTRUN']._serialized_end=1000
-  _globals['_RUNCLAIMED']._serialized_start=1002
-  _globals['_RUNCLAIMED']._serialized_end=1071
-  _globals['_RUNRELEASED']._serialized_start=1073
-  _globals['_RUNRELEASED']._serialized_end=1103
-  _globals['_RUNSTARTED']._serialized_start=1105
-  _globals['_RUNSTARTED']._serialized_end=1186
-  _globals['_RUNWAITING']._serialized_start=1188
-  _globals['_RUNWAITING']._serialized_end=1282
-  _globals['_RUNRESUMED']._serialized_start=1284
-  _globals['_RUNRESUMED']._serialized_end=1398
-  _globals['_INPUTRECEIVED']._serialized_start=1400
-  _globals['_INPUTRECEIVED']._serialized_end=1489
-  _globals['_RUNCANCELREQUESTED']._serialized_start=1492
-  _globals['_RUNCANCELREQUESTED']._serialized_end=1623
-  _globals['_RUNDEADLINEEXCEEDED']._serialized_start=1625
-  _globals['_RUNDEADLINEEXCEEDED']._serialized_end=1646
-  _globals['_RUNCOMPLETED']._serialized_start=1648
-  _globals['_RUNCOMPLETED']._serialized_end=1700
-  _globals['_RUNFAILED']._serialized_start=1702
-  _globals['_RUNFAILED']._serialized_end=1748
-  _globals['_RUNCANCELLED']._serialized_start=1751
-  _globals['_RUNCANCELLED']._serialized_end=1883
-  _globals['_RUNTIMEDOUT']._serialized_start=1885
-  _globals['_RUNTIMEDOUT']._serialized_end=1977
-  _globals['_CANCELRECEIPT']._serialized_start=1979
-  _globals['_CANCELRECEIPT']._serialized_end=2069
-  _globals['_CHILDRUNSTARTED']._serialized_start=2072
-  _globals['_CHILDRUNSTARTED']._serialized_end=2209
-  _globals['_CHILDRUNENDED']._serialized_start=2211
-  _globals['_CHILDRUNENDED']._serialized_end=2334
-  _globals['_DOOMLOOPDETECTED']._serialized_start=2336
-  _globals['_DOOMLOOPDETECTED']._serialized_end=2403
+  _globals['_PARENTRUN']._serialized_end=1025
+  _globals['_RUNCLAIMED']._serialized_start=1027
+  _globals['_RUNCLAIMED']._serialized_end=1096
+  _globals['_RUNRELEASED']._serialized_start=1098
+  _globals['_RUNRELEASED']._serialized_end=1128
+  _globals['_RUNSTARTED']._serialized_start=1130
+  _globals['_RUNSTARTED']._serialized_end=1211
+  _globals['_RUNWAITING']._serialized_start=1213
+  _globals['_RUNWAITING']._serialized_end=1307
+  _globals['_RUNRESUMED']._serialized_start=1309
+  _globals['_RUNRESUMED']._serialized_end=1423
+  _globals['_INPUTRECEIVED']._serialized_start=1425
+  _globals['_INPUTRECEIVED']._serialized_end=1514
+  _globals['_RUNCANCELREQUESTED']._serialized_start=1517
+  _globals['_RUNCANCELREQUESTED']._serialized_end=1648
+  _globals['_RUNDEADLINEEXCEEDED']._serialized_start=1650
+  _globals['_RUNDEADLINEEXCEEDED']._serialized_end=1671
+  _globals['_RUNCOMPLETED']._serialized_start=1673
+  _globals['_RUNCOMPLETED']._serialized_end=1725
+  _globals['_RUNFAILED']._serialized_start=1727
+  _globals['_RUNFAILED']._serialized_end=1773
+  _globals['_RUNCANCELLED']._serialized_start=1776
+  _globals['_RUNCANCELLED']._serialized_end=1908
+  _globals['_RUNTIMEDOUT']._serialized_start=1910
+  _globals['_RUNTIMEDOUT']._serialized_end=2002
+  _globals['_CANCELRECEIPT']._serialized_start=2004
+  _globals['_CANCELRECEIPT']._serialized_end=2094
+  _globals['_CHILDRUNSTARTED']._serialized_start=2097
+  _globals['_CHILDRUNSTARTED']._serialized_end=2234
+  _globals['_CHILDRUNENDED']._serialized_start=2236
+  _globals['_CHILDRUNENDED']._serialized_end=2359
+  _globals['_DOOMLOOPDETECTED']._serialized_start=2361
+  _globals['_DOOMLOOPDETECTED']._serialized_end=2428
 # @@protoc_insertion_point(module_scope)

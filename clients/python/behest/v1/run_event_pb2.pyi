@@ -211,22 +211,26 @@ class ParentRun(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     CALL_ID_FIELD_NUMBER: _builtins.int
     DEPTH_FIELD_NUMBER: _builtins.int
+    ROOT_SESSION_ID_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     call_id: _builtins.str
     """The call."""
     depth: _builtins.int
     """How deep the run is; 1 for a child of a run without parent."""
+    root_session_id: _builtins.str
+    """The session of the topmost run above, which what the run uses is charged to."""
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         call_id: _builtins.str = ...,
         depth: _builtins.int = ...,
+        root_session_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "depth", b"depth", "run_id", b"run_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "depth", b"depth", "root_session_id", b"root_session_id", "run_id", b"run_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -641,7 +641,8 @@ class RunObstacle(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """What it is: "session_busy", "capacity", "model_call", "tool_call", "approval", "input", "outcome_unknown",
-    "backoff", "quota", "paused", "child_run", "cancelling" or "no_owner". Behind a child run comes what that waits for.
+    "backoff", "quota", "paused", "child_run", "summary", "cancelling" or "no_owner". Behind a child run comes what that
+    waits for.
     """
     subject: _builtins.str
     """The thing concerned: a run, a call, a model, a tool."""

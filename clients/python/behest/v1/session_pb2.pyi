@@ -3,6 +3,7 @@
 isort:skip_file
 """
 
+from behest.v1 import usage_pb2 as _usage_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -59,6 +60,9 @@ class Session(_message.Message):
     QUEUED_RUN_IDS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
+    BUDGET_USE_FIELD_NUMBER: _builtins.int
+    COMPACTION_CIRCUIT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifies the session within its namespace: "ses_" and 32 hex digits, or what the client chose."""
     title: _builtins.str
@@ -99,6 +103,20 @@ class Session(_message.Message):
         have. At most 256. Empty: no scope.
         """
 
+    @_builtins.property
+    def budget(self) -> _usage_pb2.Budget:
+        """The most that the session may use in all, its runs with their child runs, its embeddings and summaries together.
+        Unset: no limit of its own.
+        """
+
+    @_builtins.property
+    def budget_use(self) -> _usage_pb2.BudgetUse:
+        """How much of it is used. Filled by GetSession only."""
+
+    @_builtins.property
+    def compaction_circuit(self) -> Global___CompactionCircuit:
+        """How summarising the session fares. Unset: nothing has failed. Filled by GetSession only."""
+
     def __init__(
         self,
         *,
@@ -116,11 +134,48 @@ class Session(_message.Message):
         queued_run_ids: _abc.Iterable[_builtins.str] | None = ...,
         version: _builtins.int = ...,
         tools: _abc.Iterable[_builtins.str] | None = ...,
+        budget: _usage_pb2.Budget | None = ...,
+        budget_use: _usage_pb2.BudgetUse | None = ...,
+        compaction_circuit: Global___CompactionCircuit | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "budget_use", b"budget_use", "compaction_circuit", b"compaction_circuit", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_run_id", b"active_run_id", "agent_id", b"agent_id", "create_time", b"create_time", "forked_from_session_id", b"forked_from_session_id", "id", b"id", "is_archived", b"is_archived", "is_hidden", b"is_hidden", "labels", b"labels", "metadata_json", b"metadata_json", "queued_run_ids", b"queued_run_ids", "title", b"title", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_run_id", b"active_run_id", "agent_id", b"agent_id", "budget", b"budget", "budget_use", b"budget_use", "compaction_circuit", b"compaction_circuit", "create_time", b"create_time", "forked_from_session_id", b"forked_from_session_id", "id", b"id", "is_archived", b"is_archived", "is_hidden", b"is_hidden", "labels", b"labels", "metadata_json", b"metadata_json", "queued_run_ids", b"queued_run_ids", "title", b"title", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Session: _TypeAlias = Session  # noqa: Y015
+
+@_typing.final
+class CompactionCircuit(_message.Message):
+    """CompactionCircuit counts failures to summarise a session. Three in a row open it: for a while nothing is summarised,
+    and the session goes on with its history cut to what fits.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FAILURES_FIELD_NUMBER: _builtins.int
+    OPEN_UNTIL_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    failures: _builtins.int
+    """Failures in a row."""
+    reason: _builtins.str
+    """Reason of the last failure, a name of ErrorReason."""
+    @_builtins.property
+    def open_until(self) -> _timestamp_pb2.Timestamp:
+        """Until when nothing is summarised. Unset: the circuit is closed."""
+
+    def __init__(
+        self,
+        *,
+        failures: _builtins.int = ...,
+        open_until: _timestamp_pb2.Timestamp | None = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["open_until", b"open_until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failures", b"failures", "open_until", b"open_until", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompactionCircuit: _TypeAlias = CompactionCircuit  # noqa: Y015

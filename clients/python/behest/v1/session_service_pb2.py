@@ -24,10 +24,11 @@ _sym_db = _symbol_database.Default()
 
 from behest.v1 import message_pb2 as behest_dot_v1_dot_message__pb2
 from behest.v1 import session_pb2 as behest_dot_v1_dot_session__pb2
+from behest.v1 import usage_pb2 as behest_dot_v1_dot_usage__pb2
 from google.protobuf import field_mask_pb2 as google_dot_protobuf_dot_field__mask__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x65hest/v1/session_service.proto\x12\tbehest.v1\x1a\x17\x62\x65hest/v1/message.proto\x1a\x17\x62\x65hest/v1/session.proto\x1a google/protobuf/field_mask.proto\"O\n\x14\x43reateSessionRequest\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"N\n\x15\x43reateSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"9\n\x12GetSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\"\xd9\x01\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12:\n\x06labels\x18\x03 \x03(\x0b\x32*.behest.v1.ListSessionsRequest.LabelsEntry\x12\x18\n\x10include_archived\x18\x04 \x01(\x08\x12\x16\n\x0einclude_hidden\x18\x05 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x14ListSessionsResponse\x12$\n\x08sessions\x18\x01 \x03(\x0b\x32\x12.behest.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"l\n\x14UpdateSessionRequest\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"<\n\x15UpdateSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"k\n\x12\x46orkSessionRequest\x12\x19\n\x11source_session_id\x18\x01 \x01(\t\x12\x17\n\x0fupto_message_id\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"L\n\x13\x46orkSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"k\n\x13ListMessagesRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x19\n\x11include_summaries\x18\x04 \x01(\x08\"U\n\x14ListMessagesResponse\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.behest.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\":\n\x15\x43ompactSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\"a\n\x16\x43ompactSessionResponse\x12\x1a\n\x12summary_message_id\x18\x01 \x01(\t\x12\x15\n\rtokens_before\x18\x02 \x01(\x03\x12\x14\n\x0ctokens_after\x18\x03 \x01(\x03\"*\n\x14\x45xportSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"&\n\x15\x45xportSessionResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"9\n\x14ImportSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"N\n\x15ImportSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\x12\x10\n\x08replayed\x18\x02 \x01(\x08\x32\xea\x06\n\x0eSessionService\x12T\n\rCreateSession\x12\x1f.behest.v1.CreateSessionRequest\x1a .behest.v1.CreateSessionResponse\"\x00\x12N\n\nGetSession\x12\x1c.behest.v1.GetSessionRequest\x1a\x1d.behest.v1.GetSessionResponse\"\x03\x90\x02\x01\x12T\n\x0cListSessions\x12\x1e.behest.v1.ListSessionsRequest\x1a\x1f.behest.v1.ListSessionsResponse\"\x03\x90\x02\x01\x12T\n\rUpdateSession\x12\x1f.behest.v1.UpdateSessionRequest\x1a .behest.v1.UpdateSessionResponse\"\x00\x12T\n\rDeleteSession\x12\x1f.behest.v1.DeleteSessionRequest\x1a .behest.v1.DeleteSessionResponse\"\x00\x12N\n\x0b\x46orkSession\x12\x1d.behest.v1.ForkSessionRequest\x1a\x1e.behest.v1.ForkSessionResponse\"\x00\x12T\n\x0cListMessages\x12\x1e.behest.v1.ListMessagesRequest\x1a\x1f.behest.v1.ListMessagesResponse\"\x03\x90\x02\x01\x12W\n\x0e\x43ompactSession\x12 .behest.v1.CompactSessionRequest\x1a!.behest.v1.CompactSessionResponse\"\x00\x12Y\n\rExportSession\x12\x1f.behest.v1.ExportSessionRequest\x1a .behest.v1.ExportSessionResponse\"\x03\x90\x02\x01\x30\x01\x12V\n\rImportSession\x12\x1f.behest.v1.ImportSessionRequest\x1a .behest.v1.ImportSessionResponse\"\x00(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x62\x65hest/v1/session_service.proto\x12\tbehest.v1\x1a\x17\x62\x65hest/v1/message.proto\x1a\x17\x62\x65hest/v1/session.proto\x1a\x15\x62\x65hest/v1/usage.proto\x1a google/protobuf/field_mask.proto\"O\n\x14\x43reateSessionRequest\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"N\n\x15\x43reateSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"\'\n\x11GetSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"9\n\x12GetSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\"\xd9\x01\n\x13ListSessionsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12:\n\x06labels\x18\x03 \x03(\x0b\x32*.behest.v1.ListSessionsRequest.LabelsEntry\x12\x18\n\x10include_archived\x18\x04 \x01(\x08\x12\x16\n\x0einclude_hidden\x18\x05 \x01(\x08\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"U\n\x14ListSessionsResponse\x12$\n\x08sessions\x18\x01 \x03(\x0b\x32\x12.behest.v1.Session\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"l\n\x14UpdateSessionRequest\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\x12/\n\x0bupdate_mask\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.FieldMask\"<\n\x15UpdateSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\"*\n\x14\x44\x65leteSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"\x17\n\x15\x44\x65leteSessionResponse\"k\n\x12\x46orkSessionRequest\x12\x19\n\x11source_session_id\x18\x01 \x01(\t\x12\x17\n\x0fupto_message_id\x18\x02 \x01(\t\x12\r\n\x05title\x18\x03 \x01(\t\x12\x12\n\nrequest_id\x18\x04 \x01(\t\"L\n\x13\x46orkSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\x12\x10\n\x08replayed\x18\x02 \x01(\x08\"k\n\x13ListMessagesRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tpage_size\x18\x02 \x01(\x05\x12\x12\n\npage_token\x18\x03 \x01(\t\x12\x19\n\x11include_summaries\x18\x04 \x01(\x08\"U\n\x14ListMessagesResponse\x12$\n\x08messages\x18\x01 \x03(\x0b\x32\x12.behest.v1.Message\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"V\n\x15\x43ompactSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x1a\n\x12only_reset_circuit\x18\x03 \x01(\x08\"\x82\x01\n\x16\x43ompactSessionResponse\x12\x1a\n\x12summary_message_id\x18\x01 \x01(\t\x12\x15\n\rtokens_before\x18\x02 \x01(\x03\x12\x14\n\x0ctokens_after\x18\x03 \x01(\x03\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.behest.v1.Usage\"*\n\x14\x45xportSessionRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\"&\n\x15\x45xportSessionResponse\x12\r\n\x05\x63hunk\x18\x01 \x01(\x0c\"9\n\x14ImportSessionRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\"N\n\x15ImportSessionResponse\x12#\n\x07session\x18\x01 \x01(\x0b\x32\x12.behest.v1.Session\x12\x10\n\x08replayed\x18\x02 \x01(\x08\x32\xea\x06\n\x0eSessionService\x12T\n\rCreateSession\x12\x1f.behest.v1.CreateSessionRequest\x1a .behest.v1.CreateSessionResponse\"\x00\x12N\n\nGetSession\x12\x1c.behest.v1.GetSessionRequest\x1a\x1d.behest.v1.GetSessionResponse\"\x03\x90\x02\x01\x12T\n\x0cListSessions\x12\x1e.behest.v1.ListSessionsRequest\x1a\x1f.behest.v1.ListSessionsResponse\"\x03\x90\x02\x01\x12T\n\rUpdateSession\x12\x1f.behest.v1.UpdateSessionRequest\x1a .behest.v1.UpdateSessionResponse\"\x00\x12T\n\rDeleteSession\x12\x1f.behest.v1.DeleteSessionRequest\x1a .behest.v1.DeleteSessionResponse\"\x00\x12N\n\x0b\x46orkSession\x12\x1d.behest.v1.ForkSessionRequest\x1a\x1e.behest.v1.ForkSessionResponse\"\x00\x12T\n\x0cListMessages\x12\x1e.behest.v1.ListMessagesRequest\x1a\x1f.behest.v1.ListMessagesResponse\"\x03\x90\x02\x01\x12W\n\x0e\x43ompactSession\x12 .behest.v1.CompactSessionRequest\x1a!.behest.v1.CompactSessionResponse\"\x00\x12Y\n\rExportSession\x12\x1f.behest.v1.ExportSessionRequest\x1a .behest.v1.ExportSessionResponse\"\x03\x90\x02\x01\x30\x01\x12V\n\rImportSession\x12\x1f.behest.v1.ImportSessionRequest\x1a .behest.v1.ImportSessionResponse\"\x00(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,48 +45,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSIONSERVICE'].methods_by_name['ListMessages']._serialized_options = b'\220\002\001'
   _globals['_SESSIONSERVICE'].methods_by_name['ExportSession']._loaded_options = None
   _globals['_SESSIONSERVICE'].methods_by_name['ExportSession']._serialized_options = b'\220\002\001'
-  _globals['_CREATESESSIONREQUEST']._serialized_start=130
-  _globals['_CREATESESSIONREQUEST']._serialized_end=209
-  _globals['_CREATESESSIONRESPONSE']._serialized_start=211
-  _globals['_CREATESESSIONRESPONSE']._serialized_end=289
-  _globals['_GETSESSIONREQUEST']._serialized_start=291
-  _globals['_GETSESSIONREQUEST']._serialized_end=330
-  _globals['_GETSESSIONRESPONSE']._serialized_start=332
-  _globals['_GETSESSIONRESPONSE']._serialized_end=389
-  _globals['_LISTSESSIONSREQUEST']._serialized_start=392
-  _globals['_LISTSESSIONSREQUEST']._serialized_end=609
-  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_start=564
-  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_end=609
-  _globals['_LISTSESSIONSRESPONSE']._serialized_start=611
-  _globals['_LISTSESSIONSRESPONSE']._serialized_end=696
-  _globals['_UPDATESESSIONREQUEST']._serialized_start=698
-  _globals['_UPDATESESSIONREQUEST']._serialized_end=806
-  _globals['_UPDATESESSIONRESPONSE']._serialized_start=808
-  _globals['_UPDATESESSIONRESPONSE']._serialized_end=868
-  _globals['_DELETESESSIONREQUEST']._serialized_start=870
-  _globals['_DELETESESSIONREQUEST']._serialized_end=912
-  _globals['_DELETESESSIONRESPONSE']._serialized_start=914
-  _globals['_DELETESESSIONRESPONSE']._serialized_end=937
-  _globals['_FORKSESSIONREQUEST']._serialized_start=939
-  _globals['_FORKSESSIONREQUEST']._serialized_end=1046
-  _globals['_FORKSESSIONRESPONSE']._serialized_start=1048
-  _globals['_FORKSESSIONRESPONSE']._serialized_end=1124
-  _globals['_LISTMESSAGESREQUEST']._serialized_start=1126
-  _globals['_LISTMESSAGESREQUEST']._serialized_end=1233
-  _globals['_LISTMESSAGESRESPONSE']._serialized_start=1235
-  _globals['_LISTMESSAGESRESPONSE']._serialized_end=1320
-  _globals['_COMPACTSESSIONREQUEST']._serialized_start=1322
-  _globals['_COMPACTSESSIONREQUEST']._serialized_end=1380
-  _globals['_COMPACTSESSIONRESPONSE']._serialized_start=1382
-  _globals['_COMPACTSESSIONRESPONSE']._serialized_end=1479
-  _globals['_EXPORTSESSIONREQUEST']._serialized_start=1481
-  _globals['_EXPORTSESSIONREQUEST']._serialized_end=1523
-  _globals['_EXPORTSESSIONRESPONSE']._serialized_start=1525
-  _globals['_EXPORTSESSIONRESPONSE']._serialized_end=1563
-  _globals['_IMPORTSESSIONREQUEST']._serialized_start=1565
-  _globals['_IMPORTSESSIONREQUEST']._serialized_end=1622
-  _globals['_IMPORTSESSIONRESPONSE']._serialized_start=1624
-  _globals['_IMPORTSESSIONRESPONSE']._serialized_end=1702
-  _globals['_SESSIONSERVICE']._serialized_start=1705
-  _globals['_SESSIONSERVICE']._serialized_end=2579
+  _globals['_CREATESESSIONREQUEST']._serialized_start=153
+  _globals['_CREATESESSIONREQUEST']._serialized_end=232
+  _globals['_CREATESESSIONRESPONSE']._serialized_start=234
+  _globals['_CREATESESSIONRESPONSE']._serialized_end=312
+  _globals['_GETSESSIONREQUEST']._serialized_start=314
+  _globals['_GETSESSIONREQUEST']._serialized_end=353
+  _globals['_GETSESSIONRESPONSE']._serialized_start=355
+  _globals['_GETSESSIONRESPONSE']._serialized_end=412
+  _globals['_LISTSESSIONSREQUEST']._serialized_start=415
+  _globals['_LISTSESSIONSREQUEST']._serialized_end=632
+  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_start=587
+  _globals['_LISTSESSIONSREQUEST_LABELSENTRY']._serialized_end=632
+  _globals['_LISTSESSIONSRESPONSE']._serialized_start=634
+  _globals['_LISTSESSIONSRESPONSE']._serialized_end=719
+  _globals['_UPDATESESSIONREQUEST']._serialized_start=721
+  _globals['_UPDATESESSIONREQUEST']._serialized_end=829
+  _globals['_UPDATESESSIONRESPONSE']._serialized_start=831
+  _globals['_UPDATESESSIONRESPONSE']._serialized_end=891
+  _globals['_DELETESESSIONREQUEST']._serialized_start=893
+  _globals['_DELETESESSIONREQUEST']._serialized_end=935
+  _globals['_DELETESESSIONRESPONSE']._serialized_start=937
+  _globals['_DELETESESSIONRESPONSE']._serialized_end=960
+  _globals['_FORKSESSIONREQUEST']._serialized_start=962
+  _globals['_FORKSESSIONREQUEST']._serialized_end=1069
+  _globals['_FORKSESSIONRESPONSE']._serialized_start=1071
+  _globals['_FORKSESSIONRESPONSE']._serialized_end=1147
+  _globals['_LISTMESSAGESREQUEST']._serialized_start=1149
+  _globals['_LISTMESSAGESREQUEST']._serialized_end=1256
+  _globals['_LISTMESSAGESRESPONSE']._serialized_start=1258
+  _globals['_LISTMESSAGESRESPONSE']._serialized_end=1343
+  _globals['_COMPACTSESSIONREQUEST']._serialized_start=1345
+  _globals['_COMPACTSESSIONREQUEST']._serialized_end=1431
+  _globals['_COMPACTSESSIONRESPONSE']._serialized_start=1434
+  _globals['_COMPACTSESSIONRESPONSE']._serialized_end=1564
+  _globals['_EXPORTSESSIONREQUEST']._serialized_start=1566
+  _globals['_EXPORTSESSIONREQUEST']._serialized_end=1608
+  _globals['_EXPORTSESSIONRESPONSE']._serialized_start=1610
+  _globals['_EXPORTSESSIONRESPONSE']._serialized_end=1648
+  _globals['_IMPORTSESSIONREQUEST']._serialized_start=1650
+  _globals['_IMPORTSESSIONREQUEST']._serialized_end=1707
+  _globals['_IMPORTSESSIONRESPONSE']._serialized_start=1709
+  _globals['_IMPORTSESSIONRESPONSE']._serialized_end=1787
+  _globals['_SESSIONSERVICE']._serialized_start=1790
+  _globals['_SESSIONSERVICE']._serialized_end=2664
 # @@protoc_insertion_point(module_scope)

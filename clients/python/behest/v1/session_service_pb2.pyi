@@ -5,6 +5,7 @@ isort:skip_file
 
 from behest.v1 import message_pb2 as _message_pb2
 from behest.v1 import session_pb2 as _session_pb2
+from behest.v1 import usage_pb2 as _usage_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import field_mask_pb2 as _field_mask_pb2
@@ -33,7 +34,7 @@ class CreateSessionRequest(_message.Message):
     """Makes the call repeatable: 1 to 128 printable ASCII characters. Empty: each call creates a session."""
     @_builtins.property
     def session(self) -> _session_pb2.Session:
-        """The session. The client may set id ([A-Za-z0-9_-]{1,64}), title, agent_id, labels and metadata_json."""
+        """The session. The client may set id ([A-Za-z0-9_-]{1,64}), title, agent_id, labels, metadata_json, tools and budget."""
 
     def __init__(
         self,
@@ -225,7 +226,7 @@ class UpdateSessionRequest(_message.Message):
 
     @_builtins.property
     def update_mask(self) -> _field_mask_pb2.FieldMask:
-        """Required. The fields to change: title, agent_id, labels, metadata_json, is_archived."""
+        """Required. The fields to change: title, agent_id, labels, metadata_json, is_archived, tools, budget."""
 
     def __init__(
         self,
@@ -436,19 +437,23 @@ class CompactSessionRequest(_message.Message):
 
     SESSION_ID_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    ONLY_RESET_CIRCUIT_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Required. The session."""
     model: _builtins.str
-    """The model that writes the summary, "provider/name". Empty: the configured one."""
+    """The model that writes the summary, "provider/name". Empty: the configured one, else that of the session's agent."""
+    only_reset_circuit: _builtins.bool
+    """Closes the session's circuit and summarises nothing."""
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
         model: _builtins.str = ...,
+        only_reset_circuit: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["model", b"model", "only_reset_circuit", b"only_reset_circuit", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -463,22 +468,28 @@ class CompactSessionResponse(_message.Message):
     SUMMARY_MESSAGE_ID_FIELD_NUMBER: _builtins.int
     TOKENS_BEFORE_FIELD_NUMBER: _builtins.int
     TOKENS_AFTER_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     summary_message_id: _builtins.str
     """The summary's message. Empty when there was nothing to compact."""
     tokens_before: _builtins.int
     """Estimated tokens before."""
     tokens_after: _builtins.int
     """Estimated tokens after."""
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What summarising consumed."""
+
     def __init__(
         self,
         *,
         summary_message_id: _builtins.str = ...,
         tokens_before: _builtins.int = ...,
         tokens_after: _builtins.int = ...,
+        usage: _usage_pb2.Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["summary_message_id", b"summary_message_id", "tokens_after", b"tokens_after", "tokens_before", b"tokens_before"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["summary_message_id", b"summary_message_id", "tokens_after", b"tokens_after", "tokens_before", b"tokens_before", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

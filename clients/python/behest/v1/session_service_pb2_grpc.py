@@ -121,7 +121,8 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def DeleteSession(self, request, context):
-        """Deletes a session with its runs, messages, usage, artifacts and scratch data. Idempotent.
+        """Deletes a session with its runs, messages, artifacts and scratch data. What it used stays counted, without naming
+        the session and its runs. Idempotent.
         Fails with SESSION_BUSY while a run of it is not ended.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -143,7 +144,9 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def CompactSession(self, request, context):
-        """Puts a summary in the place of the oldest messages, for the model only; they can still be listed.
+        """Puts a summary in the place of the oldest messages, for the model only; they can still be listed. It is tried
+        whatever the session's circuit says, and closes it when it succeeds.
+        Fails with SESSION_BUSY while a run of the session is active, and with what the model's provider fails with.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

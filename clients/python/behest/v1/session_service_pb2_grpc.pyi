@@ -44,7 +44,8 @@ class SessionServiceStub:
     Fails with SESSION_VERSION_MISMATCH when a version is given and it is not the current one.
     """
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.DeleteSessionRequest, _session_service_pb2.DeleteSessionResponse]
-    """Deletes a session with its runs, messages, usage, artifacts and scratch data. Idempotent.
+    """Deletes a session with its runs, messages, artifacts and scratch data. What it used stays counted, without naming
+    the session and its runs. Idempotent.
     Fails with SESSION_BUSY while a run of it is not ended.
     """
     ForkSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ForkSessionRequest, _session_service_pb2.ForkSessionResponse]
@@ -52,7 +53,10 @@ class SessionServiceStub:
     ListMessages: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.ListMessagesRequest, _session_service_pb2.ListMessagesResponse]
     """Lists the messages of a session, oldest first."""
     CompactSession: _grpc.UnaryUnaryMultiCallable[_session_service_pb2.CompactSessionRequest, _session_service_pb2.CompactSessionResponse]
-    """Puts a summary in the place of the oldest messages, for the model only; they can still be listed."""
+    """Puts a summary in the place of the oldest messages, for the model only; they can still be listed. It is tried
+    whatever the session's circuit says, and closes it when it succeeds.
+    Fails with SESSION_BUSY while a run of the session is active, and with what the model's provider fails with.
+    """
     ExportSession: _grpc.UnaryStreamMultiCallable[_session_service_pb2.ExportSessionRequest, _session_service_pb2.ExportSessionResponse]
     """Sends a session as a file of JSON lines."""
     ImportSession: _grpc.StreamUnaryMultiCallable[_session_service_pb2.ImportSessionRequest, _session_service_pb2.ImportSessionResponse]
@@ -74,7 +78,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Fails with SESSION_VERSION_MISMATCH when a version is given and it is not the current one.
     """
     DeleteSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.DeleteSessionRequest, _session_service_pb2.DeleteSessionResponse]  # type: ignore[assignment]
-    """Deletes a session with its runs, messages, usage, artifacts and scratch data. Idempotent.
+    """Deletes a session with its runs, messages, artifacts and scratch data. What it used stays counted, without naming
+    the session and its runs. Idempotent.
     Fails with SESSION_BUSY while a run of it is not ended.
     """
     ForkSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ForkSessionRequest, _session_service_pb2.ForkSessionResponse]  # type: ignore[assignment]
@@ -82,7 +87,10 @@ class SessionServiceAsyncStub(SessionServiceStub):
     ListMessages: _aio.UnaryUnaryMultiCallable[_session_service_pb2.ListMessagesRequest, _session_service_pb2.ListMessagesResponse]  # type: ignore[assignment]
     """Lists the messages of a session, oldest first."""
     CompactSession: _aio.UnaryUnaryMultiCallable[_session_service_pb2.CompactSessionRequest, _session_service_pb2.CompactSessionResponse]  # type: ignore[assignment]
-    """Puts a summary in the place of the oldest messages, for the model only; they can still be listed."""
+    """Puts a summary in the place of the oldest messages, for the model only; they can still be listed. It is tried
+    whatever the session's circuit says, and closes it when it succeeds.
+    Fails with SESSION_BUSY while a run of the session is active, and with what the model's provider fails with.
+    """
     ExportSession: _aio.UnaryStreamMultiCallable[_session_service_pb2.ExportSessionRequest, _session_service_pb2.ExportSessionResponse]  # type: ignore[assignment]
     """Sends a session as a file of JSON lines."""
     ImportSession: _aio.StreamUnaryMultiCallable[_session_service_pb2.ImportSessionRequest, _session_service_pb2.ImportSessionResponse]  # type: ignore[assignment]
@@ -131,7 +139,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.DeleteSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.DeleteSessionResponse, _abc.Awaitable[_session_service_pb2.DeleteSessionResponse]]:
-        """Deletes a session with its runs, messages, usage, artifacts and scratch data. Idempotent.
+        """Deletes a session with its runs, messages, artifacts and scratch data. What it used stays counted, without naming
+        the session and its runs. Idempotent.
         Fails with SESSION_BUSY while a run of it is not ended.
         """
 
@@ -157,7 +166,10 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.CompactSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.CompactSessionResponse, _abc.Awaitable[_session_service_pb2.CompactSessionResponse]]:
-        """Puts a summary in the place of the oldest messages, for the model only; they can still be listed."""
+        """Puts a summary in the place of the oldest messages, for the model only; they can still be listed. It is tried
+        whatever the session's circuit says, and closes it when it succeeds.
+        Fails with SESSION_BUSY while a run of the session is active, and with what the model's provider fails with.
+        """
 
     @_abc_1.abstractmethod
     def ExportSession(

@@ -22,17 +22,22 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x65hest/v1/usage.proto\x12\tbehest.v1\"\xc9\x01\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x03 \x01(\x03\x12\x1a\n\x12\x63\x61\x63he_write_tokens\x18\x04 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x05 \x01(\x03\x12\x1b\n\x0e\x63ost_micro_usd\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\x05\x42\x11\n\x0f_cost_micro_usd*b\n\x0bUsageSource\x12\x1c\n\x18USAGE_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15USAGE_SOURCE_REPORTED\x10\x01\x12\x1a\n\x16USAGE_SOURCE_ESTIMATED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x65hest/v1/usage.proto\x12\tbehest.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\x01\n\x05Usage\x12\x14\n\x0cinput_tokens\x18\x01 \x01(\x03\x12\x15\n\routput_tokens\x18\x02 \x01(\x03\x12\x1b\n\x13\x63\x61\x63hed_input_tokens\x18\x03 \x01(\x03\x12\x1a\n\x12\x63\x61\x63he_write_tokens\x18\x04 \x01(\x03\x12\x18\n\x10reasoning_tokens\x18\x05 \x01(\x03\x12\x1b\n\x0e\x63ost_micro_usd\x18\x06 \x01(\x03H\x00\x88\x01\x01\x12\x10\n\x08\x61ttempts\x18\x07 \x01(\x05\x42\x11\n\x0f_cost_micro_usd\"\x9a\x01\n\x06\x42udget\x12\x1d\n\x10max_total_tokens\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\x1f\n\x12max_cost_micro_usd\x18\x02 \x01(\x03H\x01\x88\x01\x01\x12\x16\n\tmax_calls\x18\x03 \x01(\x03H\x02\x88\x01\x01\x42\x13\n\x11_max_total_tokensB\x15\n\x13_max_cost_micro_usdB\x0c\n\n_max_calls\"\x95\x02\n\tBudgetUse\x12!\n\x06\x62udget\x18\x01 \x01(\x0b\x32\x11.behest.v1.Budget\x12\x0e\n\x06tokens\x18\x02 \x01(\x03\x12\x16\n\x0e\x63ost_micro_usd\x18\x03 \x01(\x03\x12\r\n\x05\x63\x61lls\x18\x04 \x01(\x03\x12\x17\n\x0freserved_tokens\x18\x05 \x01(\x03\x12\x1f\n\x17reserved_cost_micro_usd\x18\x06 \x01(\x03\x12\x16\n\x0ereserved_calls\x18\x07 \x01(\x03\x12.\n\nstart_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp*b\n\x0bUsageSource\x12\x1c\n\x18USAGE_SOURCE_UNSPECIFIED\x10\x00\x12\x19\n\x15USAGE_SOURCE_REPORTED\x10\x01\x12\x1a\n\x16USAGE_SOURCE_ESTIMATED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'behest.v1.usage_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_USAGESOURCE']._serialized_start=240
-  _globals['_USAGESOURCE']._serialized_end=338
-  _globals['_USAGE']._serialized_start=37
-  _globals['_USAGE']._serialized_end=238
+  _globals['_USAGESOURCE']._serialized_start=710
+  _globals['_USAGESOURCE']._serialized_end=808
+  _globals['_USAGE']._serialized_start=70
+  _globals['_USAGE']._serialized_end=271
+  _globals['_BUDGET']._serialized_start=274
+  _globals['_BUDGET']._serialized_end=428
+  _globals['_BUDGETUSE']._serialized_start=431
+  _globals['_BUDGETUSE']._serialized_end=708
 # @@protoc_insertion_point(module_scope)

@@ -5,15 +5,16 @@ isort:skip_file
 
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
 
-if sys.version_info >= (3, 10):
-    from typing import TypeAlias as _TypeAlias
+if sys.version_info >= (3, 11):
+    from typing import TypeAlias as _TypeAlias, Never as _Never
 else:
-    from typing_extensions import TypeAlias as _TypeAlias
+    from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
@@ -88,3 +89,107 @@ class Usage(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cost_micro_usd) -> _WhichOneofReturnType__cost_micro_usd | None: ...
 
 Global___Usage: _TypeAlias = Usage  # noqa: Y015
+
+@_typing.final
+class Budget(_message.Message):
+    """Budget is the most that model calls may use together. Before each call the most that it is known to need is set aside
+    on every budget that it is charged to, and the call is refused when one of them would be passed; when it has ended,
+    what it really used is charged instead. An unset field is no limit.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MAX_TOTAL_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_COST_MICRO_USD_FIELD_NUMBER: _builtins.int
+    MAX_CALLS_FIELD_NUMBER: _builtins.int
+    max_total_tokens: _builtins.int
+    """Most tokens in all, sent and received."""
+    max_cost_micro_usd: _builtins.int
+    """Most money, in millionths of a US dollar; a model without a price is refused then."""
+    max_calls: _builtins.int
+    """Most calls, each attempt counted."""
+    def __init__(
+        self,
+        *,
+        max_total_tokens: _builtins.int | None = ...,
+        max_cost_micro_usd: _builtins.int | None = ...,
+        max_calls: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_calls", b"_max_calls", "_max_cost_micro_usd", b"_max_cost_micro_usd", "_max_total_tokens", b"_max_total_tokens", "max_calls", b"max_calls", "max_cost_micro_usd", b"max_cost_micro_usd", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_calls", b"_max_calls", "_max_cost_micro_usd", b"_max_cost_micro_usd", "_max_total_tokens", b"_max_total_tokens", "max_calls", b"max_calls", "max_cost_micro_usd", b"max_cost_micro_usd", "max_total_tokens", b"max_total_tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_calls: _TypeAlias = _typing.Literal["max_calls"]  # noqa: Y015
+    _WhichOneofArgType__max_calls: _TypeAlias = _typing.Literal["_max_calls", b"_max_calls"]  # noqa: Y015
+    _WhichOneofReturnType__max_cost_micro_usd: _TypeAlias = _typing.Literal["max_cost_micro_usd"]  # noqa: Y015
+    _WhichOneofArgType__max_cost_micro_usd: _TypeAlias = _typing.Literal["_max_cost_micro_usd", b"_max_cost_micro_usd"]  # noqa: Y015
+    _WhichOneofReturnType__max_total_tokens: _TypeAlias = _typing.Literal["max_total_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_total_tokens: _TypeAlias = _typing.Literal["_max_total_tokens", b"_max_total_tokens"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_calls) -> _WhichOneofReturnType__max_calls | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_cost_micro_usd) -> _WhichOneofReturnType__max_cost_micro_usd | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_total_tokens) -> _WhichOneofReturnType__max_total_tokens | None: ...
+
+Global___Budget: _TypeAlias = Budget  # noqa: Y015
+
+@_typing.final
+class BudgetUse(_message.Message):
+    """BudgetUse says how much of a budget is used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BUDGET_FIELD_NUMBER: _builtins.int
+    TOKENS_FIELD_NUMBER: _builtins.int
+    COST_MICRO_USD_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    RESERVED_TOKENS_FIELD_NUMBER: _builtins.int
+    RESERVED_COST_MICRO_USD_FIELD_NUMBER: _builtins.int
+    RESERVED_CALLS_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    tokens: _builtins.int
+    """Tokens used by calls that have ended."""
+    cost_micro_usd: _builtins.int
+    """What they cost, as far as it is known."""
+    calls: _builtins.int
+    """How many calls have ended."""
+    reserved_tokens: _builtins.int
+    """Tokens set aside for calls that go on."""
+    reserved_cost_micro_usd: _builtins.int
+    """Money set aside for them."""
+    reserved_calls: _builtins.int
+    """How many calls go on."""
+    @_builtins.property
+    def budget(self) -> Global___Budget:
+        """The budget."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When the period began. Unset: the budget is for all time."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When the next period begins. Unset: never."""
+
+    def __init__(
+        self,
+        *,
+        budget: Global___Budget | None = ...,
+        tokens: _builtins.int = ...,
+        cost_micro_usd: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        reserved_tokens: _builtins.int = ...,
+        reserved_cost_micro_usd: _builtins.int = ...,
+        reserved_calls: _builtins.int = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "end_time", b"end_time", "start_time", b"start_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "calls", b"calls", "cost_micro_usd", b"cost_micro_usd", "end_time", b"end_time", "reserved_calls", b"reserved_calls", "reserved_cost_micro_usd", b"reserved_cost_micro_usd", "reserved_tokens", b"reserved_tokens", "start_time", b"start_time", "tokens", b"tokens"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BudgetUse: _TypeAlias = BudgetUse  # noqa: Y015

@@ -26,7 +26,7 @@ from behest.v1 import usage_pb2 as behest_dot_v1_dot_usage__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x65hest/v1/usage_service.proto\x12\tbehest.v1\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x02\n\x11QueryUsageRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x08group_by\x18\x03 \x03(\x0e\x32\x19.behest.v1.UsageDimension\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x06 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x07 \x01(\t\x12\x12\n\nsession_id\x18\x08 \x01(\t\x12\x0e\n\x06run_id\x18\t \x01(\t\x12(\n\x07purpose\x18\n \x01(\x0e\x32\x17.behest.v1.UsagePurpose\"t\n\x12QueryUsageResponse\x12!\n\x04rows\x18\x01 \x03(\x0b\x32\x13.behest.v1.UsageRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\"\n\x05total\x18\x03 \x01(\x0b\x32\x13.behest.v1.UsageRow\"\x9d\x02\n\x08UsageRow\x12\x0b\n\x03\x64\x61y\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12(\n\x07purpose\x18\x06 \x01(\x0e\x32\x17.behest.v1.UsagePurpose\x12\x11\n\tnamespace\x18\x07 \x01(\t\x12\x1f\n\x05usage\x18\x08 \x01(\x0b\x32\x10.behest.v1.Usage\x12\x17\n\x0f\x65stimated_calls\x18\t \x01(\x03\x12\x16\n\x0eunpriced_calls\x18\n \x01(\x03\x12\x1c\n\x0f\x63\x61\x63he_hit_ratio\x18\x0b \x01(\x01H\x00\x88\x01\x01\x42\x12\n\x10_cache_hit_ratio*\xf2\x01\n\x0eUsageDimension\x12\x1f\n\x1bUSAGE_DIMENSION_UNSPECIFIED\x10\x00\x12\x17\n\x13USAGE_DIMENSION_DAY\x10\x01\x12\x19\n\x15USAGE_DIMENSION_MODEL\x10\x02\x12\x19\n\x15USAGE_DIMENSION_AGENT\x10\x03\x12\x1b\n\x17USAGE_DIMENSION_SESSION\x10\x04\x12\x17\n\x13USAGE_DIMENSION_RUN\x10\x05\x12\x1b\n\x17USAGE_DIMENSION_PURPOSE\x10\x06\x12\x1d\n\x19USAGE_DIMENSION_NAMESPACE\x10\x07*\x97\x01\n\x0cUsagePurpose\x12\x1d\n\x19USAGE_PURPOSE_UNSPECIFIED\x10\x00\x12\x15\n\x11USAGE_PURPOSE_RUN\x10\x01\x12\x16\n\x12USAGE_PURPOSE_CHAT\x10\x02\x12\x1b\n\x17USAGE_PURPOSE_EMBEDDING\x10\x03\x12\x1c\n\x18USAGE_PURPOSE_COMPACTION\x10\x04\x32^\n\x0cUsageService\x12N\n\nQueryUsage\x12\x1c.behest.v1.QueryUsageRequest\x1a\x1d.behest.v1.QueryUsageResponse\"\x03\x90\x02\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x62\x65hest/v1/usage_service.proto\x12\tbehest.v1\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb4\x02\n\x11QueryUsageRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\x12+\n\x08group_by\x18\x03 \x03(\x0e\x32\x19.behest.v1.UsageDimension\x12.\n\nstart_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05model\x18\x06 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x07 \x01(\t\x12\x12\n\nsession_id\x18\x08 \x01(\t\x12\x0e\n\x06run_id\x18\t \x01(\t\x12(\n\x07purpose\x18\n \x01(\x0e\x32\x17.behest.v1.UsagePurpose\"\x9a\x01\n\x12QueryUsageResponse\x12!\n\x04rows\x18\x01 \x03(\x0b\x32\x13.behest.v1.UsageRow\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\x12\"\n\x05total\x18\x03 \x01(\x0b\x32\x13.behest.v1.UsageRow\x12$\n\x06\x62udget\x18\x04 \x01(\x0b\x32\x14.behest.v1.BudgetUse\"\x9d\x02\n\x08UsageRow\x12\x0b\n\x03\x64\x61y\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x12\n\nsession_id\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12(\n\x07purpose\x18\x06 \x01(\x0e\x32\x17.behest.v1.UsagePurpose\x12\x11\n\tnamespace\x18\x07 \x01(\t\x12\x1f\n\x05usage\x18\x08 \x01(\x0b\x32\x10.behest.v1.Usage\x12\x17\n\x0f\x65stimated_calls\x18\t \x01(\x03\x12\x16\n\x0eunpriced_calls\x18\n \x01(\x03\x12\x1c\n\x0f\x63\x61\x63he_hit_ratio\x18\x0b \x01(\x01H\x00\x88\x01\x01\x42\x12\n\x10_cache_hit_ratio*\xf2\x01\n\x0eUsageDimension\x12\x1f\n\x1bUSAGE_DIMENSION_UNSPECIFIED\x10\x00\x12\x17\n\x13USAGE_DIMENSION_DAY\x10\x01\x12\x19\n\x15USAGE_DIMENSION_MODEL\x10\x02\x12\x19\n\x15USAGE_DIMENSION_AGENT\x10\x03\x12\x1b\n\x17USAGE_DIMENSION_SESSION\x10\x04\x12\x17\n\x13USAGE_DIMENSION_RUN\x10\x05\x12\x1b\n\x17USAGE_DIMENSION_PURPOSE\x10\x06\x12\x1d\n\x19USAGE_DIMENSION_NAMESPACE\x10\x07*\x97\x01\n\x0cUsagePurpose\x12\x1d\n\x19USAGE_PURPOSE_UNSPECIFIED\x10\x00\x12\x15\n\x11USAGE_PURPOSE_RUN\x10\x01\x12\x16\n\x12USAGE_PURPOSE_CHAT\x10\x02\x12\x1b\n\x17USAGE_PURPOSE_EMBEDDING\x10\x03\x12\x1c\n\x18USAGE_PURPOSE_COMPACTION\x10\x04\x32^\n\x0cUsageService\x12N\n\nQueryUsage\x12\x1c.behest.v1.QueryUsageRequest\x1a\x1d.behest.v1.QueryUsageResponse\"\x03\x90\x02\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,16 +35,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_USAGESERVICE'].methods_by_name['QueryUsage']._loaded_options = None
   _globals['_USAGESERVICE'].methods_by_name['QueryUsage']._serialized_options = b'\220\002\001'
-  _globals['_USAGEDIMENSION']._serialized_start=818
-  _globals['_USAGEDIMENSION']._serialized_end=1060
-  _globals['_USAGEPURPOSE']._serialized_start=1063
-  _globals['_USAGEPURPOSE']._serialized_end=1214
+  _globals['_USAGEDIMENSION']._serialized_start=857
+  _globals['_USAGEDIMENSION']._serialized_end=1099
+  _globals['_USAGEPURPOSE']._serialized_start=1102
+  _globals['_USAGEPURPOSE']._serialized_end=1253
   _globals['_QUERYUSAGEREQUEST']._serialized_start=101
   _globals['_QUERYUSAGEREQUEST']._serialized_end=409
-  _globals['_QUERYUSAGERESPONSE']._serialized_start=411
-  _globals['_QUERYUSAGERESPONSE']._serialized_end=527
-  _globals['_USAGEROW']._serialized_start=530
-  _globals['_USAGEROW']._serialized_end=815
-  _globals['_USAGESERVICE']._serialized_start=1216
-  _globals['_USAGESERVICE']._serialized_end=1310
+  _globals['_QUERYUSAGERESPONSE']._serialized_start=412
+  _globals['_QUERYUSAGERESPONSE']._serialized_end=566
+  _globals['_USAGEROW']._serialized_start=569
+  _globals['_USAGEROW']._serialized_end=854
+  _globals['_USAGESERVICE']._serialized_start=1255
+  _globals['_USAGESERVICE']._serialized_end=1349
 # @@protoc_insertion_point(module_scope)

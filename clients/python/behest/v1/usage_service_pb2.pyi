@@ -36,7 +36,7 @@ class _UsageDimensionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_UsageD
     USAGE_DIMENSION_AGENT: _UsageDimension.ValueType  # 3
     """The agent of the run."""
     USAGE_DIMENSION_SESSION: _UsageDimension.ValueType  # 4
-    """The session."""
+    """The session; for a child run that of the topmost run above it."""
     USAGE_DIMENSION_RUN: _UsageDimension.ValueType  # 5
     """The run."""
     USAGE_DIMENSION_PURPOSE: _UsageDimension.ValueType  # 6
@@ -56,7 +56,7 @@ USAGE_DIMENSION_MODEL: UsageDimension.ValueType  # 2
 USAGE_DIMENSION_AGENT: UsageDimension.ValueType  # 3
 """The agent of the run."""
 USAGE_DIMENSION_SESSION: UsageDimension.ValueType  # 4
-"""The session."""
+"""The session; for a child run that of the topmost run above it."""
 USAGE_DIMENSION_RUN: UsageDimension.ValueType  # 5
 """The run."""
 USAGE_DIMENSION_PURPOSE: UsageDimension.ValueType  # 6
@@ -122,7 +122,7 @@ class QueryUsageRequest(_message.Message):
     agent_id: _builtins.str
     """Id of the agent. Empty = all."""
     session_id: _builtins.str
-    """Id of the session. Empty = all."""
+    """Id of the session; what the child runs of its runs used is part of it. Empty = all."""
     run_id: _builtins.str
     """Id of the run. Empty = all."""
     purpose: Global___UsagePurpose.ValueType
@@ -170,6 +170,7 @@ class QueryUsageResponse(_message.Message):
     ROWS_FIELD_NUMBER: _builtins.int
     NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    BUDGET_FIELD_NUMBER: _builtins.int
     next_page_token: _builtins.str
     """Token of the next page. Empty = this is the last."""
     @_builtins.property
@@ -178,7 +179,11 @@ class QueryUsageResponse(_message.Message):
 
     @_builtins.property
     def total(self) -> Global___UsageRow:
-        """Sum of all rows of all pages."""
+        """Sum of all rows of all pages. Every page has the same: calls that end after the first page was read are in none."""
+
+    @_builtins.property
+    def budget(self) -> _usage_pb2.BudgetUse:
+        """How much is used of the budget of the caller's namespace at present, whatever was asked for. Unset: it has none."""
 
     def __init__(
         self,
@@ -186,10 +191,11 @@ class QueryUsageResponse(_message.Message):
         rows: _abc.Iterable[Global___UsageRow] | None = ...,
         next_page_token: _builtins.str = ...,
         total: Global___UsageRow | None = ...,
+        budget: _usage_pb2.BudgetUse | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "rows", b"rows", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "next_page_token", b"next_page_token", "rows", b"rows", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -49,7 +49,8 @@ class UsageServiceServicer(object):
     def QueryUsage(self, request, context):
         """Sums usage over a range of time, in one row for each group.
 
-        The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID when the range ends before it begins.
+        Each attempt of a call counts by itself. The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID
+        when the range ends before it begins.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

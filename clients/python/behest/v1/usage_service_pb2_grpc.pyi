@@ -36,7 +36,8 @@ class UsageServiceStub:
     QueryUsage: _grpc.UnaryUnaryMultiCallable[_usage_service_pb2.QueryUsageRequest, _usage_service_pb2.QueryUsageResponse]
     """Sums usage over a range of time, in one row for each group.
 
-    The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID when the range ends before it begins.
+    Each attempt of a call counts by itself. The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID
+    when the range ends before it begins.
     """
 
 @_typing.type_check_only
@@ -47,7 +48,8 @@ class UsageServiceAsyncStub(UsageServiceStub):
     QueryUsage: _aio.UnaryUnaryMultiCallable[_usage_service_pb2.QueryUsageRequest, _usage_service_pb2.QueryUsageResponse]  # type: ignore[assignment]
     """Sums usage over a range of time, in one row for each group.
 
-    The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID when the range ends before it begins.
+    Each attempt of a call counts by itself. The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID
+    when the range ends before it begins.
     """
 
 class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -61,7 +63,8 @@ class UsageServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_usage_service_pb2.QueryUsageResponse, _abc.Awaitable[_usage_service_pb2.QueryUsageResponse]]:
         """Sums usage over a range of time, in one row for each group.
 
-        The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID when the range ends before it begins.
+        Each attempt of a call counts by itself. The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID
+        when the range ends before it begins.
         """
 
 def add_UsageServiceServicer_to_server(servicer: UsageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -13,7 +13,7 @@ const [mode = "", address = "", path = "", dedupe = "", token = ""] = process.ar
 const ledger = openSync(path, "a");
 const server = new ToolServer({ ...(dedupe ? { dedupe } : {}), token });
 
-function note(name: string, { key, attempt, epoch, runId }: Context): void {
+function note(name: string, { idempotencyKey: key, attempt, epoch, runId }: Context): void {
   writeSync(ledger, `${JSON.stringify({ name, key, attempt, epoch: String(epoch), run: runId })}\n`);
   fsyncSync(ledger);
   process.stdout.write(`began ${name}\n`);
@@ -29,7 +29,7 @@ let payments = 0;
 server.tool("pay", { description: "Pays.", schema: text, sideEffect: "non_idempotent" }, (args, context) => {
   note("pay", context);
   payments += 1;
-  return { payment: payments, for: args.text, key: context.key };
+  return { payment: payments, for: args.text, key: context.idempotencyKey };
 });
 
 server.tool("fail", { description: "Fails." }, () => {

@@ -52,7 +52,7 @@ type ledger struct{ file *os.File }
 
 func (l ledger) write(ctx context.Context, tool string) error {
 	call := tools.CallOf(ctx)
-	if _, err := fmt.Fprintf(l.file, "%s %s %d\n", tool, call.Key(), call.Attempt()); err != nil {
+	if _, err := fmt.Fprintf(l.file, "%s %s %d\n", tool, call.IdempotencyKey(), call.Attempt()); err != nil {
 		return err
 	}
 	return l.file.Sync()

@@ -6,7 +6,7 @@ import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
 import type { ResponseFormat, Sampling, ToolChoice } from "./chat_pb.js";
 import { file_behest_v1_chat } from "./chat_pb.js";
-import type { Limits, PermissionRule } from "./definition_pb.js";
+import type { Compaction, Limits, PermissionRule, Pruning } from "./definition_pb.js";
 import { file_behest_v1_definition } from "./definition_pb.js";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/agent.proto.
  */
 export const file_behest_v1_agent: GenFile = /*@__PURE__*/
-  fileDesc("ChViZWhlc3QvdjEvYWdlbnQucHJvdG8SCWJlaGVzdC52MSK3BQoFQWdlbnQSCgoCaWQYASABKAkSDwoHdmVyc2lvbhgCIAEoAxIUCgxkaXNwbGF5X25hbWUYAyABKAkSEwoLZGVzY3JpcHRpb24YBCABKAkSFAoMaW5zdHJ1Y3Rpb25zGAUgASgJEg0KBW1vZGVsGAYgASgJEhcKD2ZhbGxiYWNrX21vZGVscxgHIAMoCRINCgV0b29scxgIIAMoCRIuCgtwZXJtaXNzaW9ucxgJIAMoCzIZLmJlaGVzdC52MS5QZXJtaXNzaW9uUnVsZRIhCgZsaW1pdHMYCiABKAsyES5iZWhlc3QudjEuTGltaXRzEiUKCHNhbXBsaW5nGAsgASgLMhMuYmVoZXN0LnYxLlNhbXBsaW5nEjIKD3Jlc3BvbnNlX2Zvcm1hdBgMIAEoCzIZLmJlaGVzdC52MS5SZXNwb25zZUZvcm1hdBIXCg9jb250ZXh0X3NvdXJjZXMYDSADKAkSEAoIc3RyYXRlZ3kYDiABKAkSKgoLdG9vbF9jaG9pY2UYDyABKAsyFS5iZWhlc3QudjEuVG9vbENob2ljZRIdChVwcm92aWRlcl9vcHRpb25zX2pzb24YECABKAkSEgoKaXNfZGVmYXVsdBgRIAEoCBIOCgZoaWRkZW4YEiABKAgSLAoGbGFiZWxzGBMgAygLMhwuYmVoZXN0LnYxLkFnZW50LkxhYmVsc0VudHJ5Ei8KC2NyZWF0ZV90aW1lGBQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgVIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKc3ViX2FnZW50cxgWIAMoCRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBYgZwcm90bzM", [file_behest_v1_chat, file_behest_v1_definition, file_google_protobuf_timestamp]);
+  fileDesc("ChViZWhlc3QvdjEvYWdlbnQucHJvdG8SCWJlaGVzdC52MSKHBgoFQWdlbnQSCgoCaWQYASABKAkSDwoHdmVyc2lvbhgCIAEoAxIUCgxkaXNwbGF5X25hbWUYAyABKAkSEwoLZGVzY3JpcHRpb24YBCABKAkSFAoMaW5zdHJ1Y3Rpb25zGAUgASgJEg0KBW1vZGVsGAYgASgJEhcKD2ZhbGxiYWNrX21vZGVscxgHIAMoCRINCgV0b29scxgIIAMoCRIuCgtwZXJtaXNzaW9ucxgJIAMoCzIZLmJlaGVzdC52MS5QZXJtaXNzaW9uUnVsZRIhCgZsaW1pdHMYCiABKAsyES5iZWhlc3QudjEuTGltaXRzEiUKCHNhbXBsaW5nGAsgASgLMhMuYmVoZXN0LnYxLlNhbXBsaW5nEjIKD3Jlc3BvbnNlX2Zvcm1hdBgMIAEoCzIZLmJlaGVzdC52MS5SZXNwb25zZUZvcm1hdBIXCg9jb250ZXh0X3NvdXJjZXMYDSADKAkSEAoIc3RyYXRlZ3kYDiABKAkSKgoLdG9vbF9jaG9pY2UYDyABKAsyFS5iZWhlc3QudjEuVG9vbENob2ljZRIdChVwcm92aWRlcl9vcHRpb25zX2pzb24YECABKAkSEgoKaXNfZGVmYXVsdBgRIAEoCBIOCgZoaWRkZW4YEiABKAgSLAoGbGFiZWxzGBMgAygLMhwuYmVoZXN0LnYxLkFnZW50LkxhYmVsc0VudHJ5Ei8KC2NyZWF0ZV90aW1lGBQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgVIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKc3ViX2FnZW50cxgWIAMoCRIpCgpjb21wYWN0aW9uGBcgASgLMhUuYmVoZXN0LnYxLkNvbXBhY3Rpb24SIwoHcHJ1bmluZxgYIAEoCzISLmJlaGVzdC52MS5QcnVuaW5nGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFiBnByb3RvMw", [file_behest_v1_chat, file_behest_v1_definition, file_google_protobuf_timestamp]);
 
 /**
  * Agent is a named, versioned definition of how runs are executed.
@@ -115,7 +115,10 @@ export type Agent = Message<"behest.v1.Agent"> & {
   responseFormat?: ResponseFormat | undefined;
 
   /**
-   * Names of the context sources that are asked before each model request, in this order. Empty = history alone.
+   * Names of the context sources, in the order in which what they give stands before the model, between the system
+   * prompt and the run's own messages. `history` is the session's earlier messages. A list that does not name it has it
+   * all the same: behind the static sources and before those that are asked, so that what does not change comes first.
+   * `SERVER/NAME` is a source of a registered server. At most 32. Empty = history alone.
    *
    * @generated from field: repeated string context_sources = 13;
    */
@@ -186,6 +189,20 @@ export type Agent = Message<"behest.v1.Agent"> & {
    * @generated from field: repeated string sub_agents = 22;
    */
   subAgents: string[];
+
+  /**
+   * When and how conversations are summarised. Unset fields = the operator's.
+   *
+   * @generated from field: behest.v1.Compaction compaction = 23;
+   */
+  compaction?: Compaction | undefined;
+
+  /**
+   * Which old outputs of tools the model sees no more. Unset fields = the operator's.
+   *
+   * @generated from field: behest.v1.Pruning pruning = 24;
+   */
+  pruning?: Pruning | undefined;
 };
 
 /**

@@ -4,9 +4,13 @@
 
 import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import type { ContextOutcome, ContextTrim } from "./context_pb.js";
+import { file_behest_v1_context } from "./context_pb.js";
 import type { Message as Message$1 } from "./message_pb.js";
 import { file_behest_v1_message } from "./message_pb.js";
-import type { Usage } from "./usage_pb.js";
+import type { FailureClass, SupersedeReason } from "./model_event_pb.js";
+import { file_behest_v1_model_event } from "./model_event_pb.js";
+import type { Usage, UsageSource } from "./usage_pb.js";
 import { file_behest_v1_usage } from "./usage_pb.js";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
@@ -16,7 +20,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/context_event.proto.
  */
 export const file_behest_v1_context_event: GenFile = /*@__PURE__*/
-  fileDesc("Ch1iZWhlc3QvdjEvY29udGV4dF9ldmVudC5wcm90bxIJYmVoZXN0LnYxIuwBCgxDb250ZXh0QnVpbHQSDAoEc3RlcBgBIAEoBRIQCghtZXNzYWdlcxgCIAEoBRJFChB0b2tlbnNfYnlfc291cmNlGAMgAygLMisuYmVoZXN0LnYxLkNvbnRleHRCdWlsdC5Ub2tlbnNCeVNvdXJjZUVudHJ5EhgKEHRyaW1tZWRfbWVzc2FnZXMYBCABKAUSJAoIcHJvdmlkZWQYBSADKAsyEi5iZWhlc3QudjEuTWVzc2FnZRo1ChNUb2tlbnNCeVNvdXJjZUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoAzoCOAEingEKEENvbnRleHRDb21wYWN0ZWQSIwoHc3VtbWFyeRgBIAEoCzISLmJlaGVzdC52MS5NZXNzYWdlEhUKDXRva2Vuc19iZWZvcmUYAiABKAMSFAoMdG9rZW5zX2FmdGVyGAMgASgDEh8KBXVzYWdlGAQgASgLMhAuYmVoZXN0LnYxLlVzYWdlEhcKD3VwdG9fbWVzc2FnZV9pZBgFIAEoCSJWChdDb21wYWN0aW9uQ2lyY3VpdE9wZW5lZBIQCghmYWlsdXJlcxgBIAEoBRIpCgV1bnRpbBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXBiBnByb3RvMw", [file_behest_v1_message, file_behest_v1_usage, file_google_protobuf_timestamp]);
+  fileDesc("Ch1iZWhlc3QvdjEvY29udGV4dF9ldmVudC5wcm90bxIJYmVoZXN0LnYxIt4CCgxDb250ZXh0QnVpbHQSDAoEc3RlcBgBIAEoBRIQCghtZXNzYWdlcxgCIAEoBRJFChB0b2tlbnNfYnlfc291cmNlGAMgAygLMisuYmVoZXN0LnYxLkNvbnRleHRCdWlsdC5Ub2tlbnNCeVNvdXJjZUVudHJ5EhgKEHRyaW1tZWRfbWVzc2FnZXMYBCABKAUSJAoIcHJvdmlkZWQYBSADKAsyEi5iZWhlc3QudjEuTWVzc2FnZRIrCghvdXRjb21lcxgGIAMoCzIZLmJlaGVzdC52MS5Db250ZXh0T3V0Y29tZRIcChRjYWxpYnJhdGlvbl9wZXJtaWxsZRgHIAMoBRIlCgV0cmltcxgIIAMoCzIWLmJlaGVzdC52MS5Db250ZXh0VHJpbRo1ChNUb2tlbnNCeVNvdXJjZUVudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoAzoCOAEikwIKEENvbnRleHRDb21wYWN0ZWQSIwoHc3VtbWFyeRgBIAEoCzISLmJlaGVzdC52MS5NZXNzYWdlEhUKDXRva2Vuc19iZWZvcmUYAiABKAMSFAoMdG9rZW5zX2FmdGVyGAMgASgDEh8KBXVzYWdlGAQgASgLMhAuYmVoZXN0LnYxLlVzYWdlEhcKD3VwdG9fbWVzc2FnZV9pZBgFIAEoCRIPCgdhdHRlbXB0GAYgASgFEhAKCGVuZHBvaW50GAcgASgJEiwKDHVzYWdlX3NvdXJjZRgIIAEoDjIWLmJlaGVzdC52MS5Vc2FnZVNvdXJjZRIMCgRzdGVwGAkgASgFEhQKDHJ1bl9tZXNzYWdlcxgKIAEoBSKPAgoaQ29udGV4dENvbXBhY3Rpb25SZXF1ZXN0ZWQSDAoEc3RlcBgBIAEoBRIPCgdhdHRlbXB0GAIgASgFEhQKDHJlcXVlc3RfaGFzaBgDIAEoDBIQCghlbmRwb2ludBgEIAEoCRIhCgdyZXNlcnZlGAUgASgLMhAuYmVoZXN0LnYxLlVzYWdlEiwKCGRlYWRsaW5lGAYgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIXCg91cHRvX21lc3NhZ2VfaWQYByABKAkSFAoMcnVuX21lc3NhZ2VzGAggASgFEhUKDXRva2Vuc19iZWZvcmUYCSABKAMSEwoLaXNfcmVhY3RpdmUYCiABKAgirAIKF0NvbnRleHRDb21wYWN0aW9uRmFpbGVkEgwKBHN0ZXAYASABKAUSDwoHYXR0ZW1wdBgCIAEoBRIuCg1mYWlsdXJlX2NsYXNzGAMgASgOMhcuYmVoZXN0LnYxLkZhaWx1cmVDbGFzcxIOCgZyZWFzb24YBCABKAkSDwoHbWVzc2FnZRgFIAEoCRIfCgV1c2FnZRgGIAEoCzIQLmJlaGVzdC52MS5Vc2FnZRIsCgx1c2FnZV9zb3VyY2UYByABKA4yFi5iZWhlc3QudjEuVXNhZ2VTb3VyY2USEAoIZW5kcG9pbnQYCCABKAkSEAoIaXNfZmluYWwYCSABKAgSLgoKc3VwZXJzZWRlZBgKIAEoDjIaLmJlaGVzdC52MS5TdXBlcnNlZGVSZWFzb24iVgoXQ29tcGFjdGlvbkNpcmN1aXRPcGVuZWQSEAoIZmFpbHVyZXMYASABKAUSKQoFdW50aWwYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wYgZwcm90bzM", [file_behest_v1_context, file_behest_v1_message, file_behest_v1_model_event, file_behest_v1_usage, file_google_protobuf_timestamp]);
 
 /**
  * ContextBuilt says what the next model call will see.
@@ -58,6 +62,27 @@ export type ContextBuilt = Message<"behest.v1.ContextBuilt"> & {
    * @generated from field: repeated behest.v1.Message provided = 5;
    */
   provided: Message$1[];
+
+  /**
+   * What came of the sources that were asked, in their order; each one's messages follow each other in `provided`.
+   *
+   * @generated from field: repeated behest.v1.ContextOutcome outcomes = 6;
+   */
+  outcomes: ContextOutcome[];
+
+  /**
+   * By how much estimates were corrected, in thousandths, for each of the run's models in their order. Empty: not.
+   *
+   * @generated from field: repeated int32 calibration_permille = 7;
+   */
+  calibrationPermille: number[];
+
+  /**
+   * What of the history was left out, and why.
+   *
+   * @generated from field: repeated behest.v1.ContextTrim trims = 8;
+   */
+  trims: ContextTrim[];
 };
 
 /**
@@ -107,6 +132,42 @@ export type ContextCompacted = Message<"behest.v1.ContextCompacted"> & {
    * @generated from field: string upto_message_id = 5;
    */
   uptoMessageId: string;
+
+  /**
+   * The attempt at a summary, counted from 1 within the run.
+   *
+   * @generated from field: int32 attempt = 6;
+   */
+  attempt: number;
+
+  /**
+   * The model that wrote it, "provider/name".
+   *
+   * @generated from field: string endpoint = 7;
+   */
+  endpoint: string;
+
+  /**
+   * Where the figures of usage come from.
+   *
+   * @generated from field: behest.v1.UsageSource usage_source = 8;
+   */
+  usageSource: UsageSource;
+
+  /**
+   * The step that it makes room for.
+   *
+   * @generated from field: int32 step = 9;
+   */
+  step: number;
+
+  /**
+   * How many of the run's own messages the summary stands for, with everything before the run. 0: only the oldest part
+   * of what was before the run.
+   *
+   * @generated from field: int32 run_messages = 10;
+   */
+  runMessages: number;
 };
 
 /**
@@ -115,6 +176,174 @@ export type ContextCompacted = Message<"behest.v1.ContextCompacted"> & {
  */
 export const ContextCompactedSchema: GenMessage<ContextCompacted> = /*@__PURE__*/
   messageDesc(file_behest_v1_context_event, 1);
+
+/**
+ * ContextCompactionRequested says that a call for a summary is about to leave.
+ *
+ * @generated from message behest.v1.ContextCompactionRequested
+ */
+export type ContextCompactionRequested = Message<"behest.v1.ContextCompactionRequested"> & {
+  /**
+   * The step that it makes room for.
+   *
+   * @generated from field: int32 step = 1;
+   */
+  step: number;
+
+  /**
+   * The attempt, counted from 1 within the run.
+   *
+   * @generated from field: int32 attempt = 2;
+   */
+  attempt: number;
+
+  /**
+   * SHA-256 of the call.
+   *
+   * @generated from field: bytes request_hash = 3;
+   */
+  requestHash: Uint8Array;
+
+  /**
+   * The model called, "provider/name".
+   *
+   * @generated from field: string endpoint = 4;
+   */
+  endpoint: string;
+
+  /**
+   * What is set aside for it: the estimated input, and the most that it may answer.
+   *
+   * @generated from field: behest.v1.Usage reserve = 5;
+   */
+  reserve?: Usage | undefined;
+
+  /**
+   * When the attempt is given up.
+   *
+   * @generated from field: google.protobuf.Timestamp deadline = 6;
+   */
+  deadline?: Timestamp | undefined;
+
+  /**
+   * The last message that is summarised.
+   *
+   * @generated from field: string upto_message_id = 7;
+   */
+  uptoMessageId: string;
+
+  /**
+   * As in ContextCompacted.
+   *
+   * @generated from field: int32 run_messages = 8;
+   */
+  runMessages: number;
+
+  /**
+   * Estimated tokens of the call that is to become smaller.
+   *
+   * @generated from field: int64 tokens_before = 9;
+   */
+  tokensBefore: bigint;
+
+  /**
+   * Whether the model had refused the call for its length.
+   *
+   * @generated from field: bool is_reactive = 10;
+   */
+  isReactive: boolean;
+};
+
+/**
+ * Describes the message behest.v1.ContextCompactionRequested.
+ * Use `create(ContextCompactionRequestedSchema)` to create a new message.
+ */
+export const ContextCompactionRequestedSchema: GenMessage<ContextCompactionRequested> = /*@__PURE__*/
+  messageDesc(file_behest_v1_context_event, 2);
+
+/**
+ * ContextCompactionFailed says that an attempt at a summary came to nothing. The run goes on without one.
+ *
+ * @generated from message behest.v1.ContextCompactionFailed
+ */
+export type ContextCompactionFailed = Message<"behest.v1.ContextCompactionFailed"> & {
+  /**
+   * The step that it was to make room for.
+   *
+   * @generated from field: int32 step = 1;
+   */
+  step: number;
+
+  /**
+   * The attempt.
+   *
+   * @generated from field: int32 attempt = 2;
+   */
+  attempt: number;
+
+  /**
+   * What kind of failure it is.
+   *
+   * @generated from field: behest.v1.FailureClass failure_class = 3;
+   */
+  failureClass: FailureClass;
+
+  /**
+   * The reason, a name of ErrorReason. Empty when it was superseded.
+   *
+   * @generated from field: string reason = 4;
+   */
+  reason: string;
+
+  /**
+   * What happened, for people.
+   *
+   * @generated from field: string message = 5;
+   */
+  message: string;
+
+  /**
+   * What it consumed all the same.
+   *
+   * @generated from field: behest.v1.Usage usage = 6;
+   */
+  usage?: Usage | undefined;
+
+  /**
+   * Where the figures come from.
+   *
+   * @generated from field: behest.v1.UsageSource usage_source = 7;
+   */
+  usageSource: UsageSource;
+
+  /**
+   * The model called, "provider/name".
+   *
+   * @generated from field: string endpoint = 8;
+   */
+  endpoint: string;
+
+  /**
+   * Whether no other model is tried for this step: one failure more for the circuit.
+   *
+   * @generated from field: bool is_final = 9;
+   */
+  isFinal: boolean;
+
+  /**
+   * Why the attempt counts no more, when it did not fail by itself.
+   *
+   * @generated from field: behest.v1.SupersedeReason superseded = 10;
+   */
+  superseded: SupersedeReason;
+};
+
+/**
+ * Describes the message behest.v1.ContextCompactionFailed.
+ * Use `create(ContextCompactionFailedSchema)` to create a new message.
+ */
+export const ContextCompactionFailedSchema: GenMessage<ContextCompactionFailed> = /*@__PURE__*/
+  messageDesc(file_behest_v1_context_event, 3);
 
 /**
  * CompactionCircuitOpened says that summarising failed too often and is off for a while.
@@ -142,5 +371,5 @@ export type CompactionCircuitOpened = Message<"behest.v1.CompactionCircuitOpened
  * Use `create(CompactionCircuitOpenedSchema)` to create a new message.
  */
 export const CompactionCircuitOpenedSchema: GenMessage<CompactionCircuitOpened> = /*@__PURE__*/
-  messageDesc(file_behest_v1_context_event, 2);
+  messageDesc(file_behest_v1_context_event, 4);
 

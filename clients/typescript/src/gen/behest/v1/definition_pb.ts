@@ -6,7 +6,9 @@ import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2"
 import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
 import type { ResponseFormat, Sampling, ToolChoice } from "./chat_pb.js";
 import { file_behest_v1_chat } from "./chat_pb.js";
-import type { Price } from "./model_pb.js";
+import type { ContextSource } from "./context_pb.js";
+import { file_behest_v1_context } from "./context_pb.js";
+import type { ModelLimits, Price } from "./model_pb.js";
 import { file_behest_v1_model } from "./model_pb.js";
 import type { Tool } from "./tool_pb.js";
 import { file_behest_v1_tool } from "./tool_pb.js";
@@ -18,7 +20,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/definition.proto.
  */
 export const file_behest_v1_definition: GenFile = /*@__PURE__*/
-  fileDesc("ChpiZWhlc3QvdjEvZGVmaW5pdGlvbi5wcm90bxIJYmVoZXN0LnYxIsUFCg1SdW5EZWZpbml0aW9uEhAKCGFnZW50X2lkGAEgASgJEhUKDWFnZW50X3ZlcnNpb24YAiABKAMSFAoMaW5zdHJ1Y3Rpb25zGAMgASgJEg4KBm1vZGVscxgEIAMoCRIeCgV0b29scxgFIAMoCzIPLmJlaGVzdC52MS5Ub29sEioKC3Rvb2xfY2hvaWNlGAYgASgLMhUuYmVoZXN0LnYxLlRvb2xDaG9pY2USJQoIc2FtcGxpbmcYByABKAsyEy5iZWhlc3QudjEuU2FtcGxpbmcSMgoPcmVzcG9uc2VfZm9ybWF0GAggASgLMhkuYmVoZXN0LnYxLlJlc3BvbnNlRm9ybWF0EjcKFG9wZXJhdG9yX3Blcm1pc3Npb25zGAkgAygLMhkuYmVoZXN0LnYxLlBlcm1pc3Npb25SdWxlEjQKEWFnZW50X3Blcm1pc3Npb25zGAogAygLMhkuYmVoZXN0LnYxLlBlcm1pc3Npb25SdWxlEiEKBmxpbWl0cxgLIAEoCzIRLmJlaGVzdC52MS5MaW1pdHMSFwoPY29udGV4dF9zb3VyY2VzGAwgAygJEh0KFXByb3ZpZGVyX29wdGlvbnNfanNvbhgNIAEoCRI3ChJkZWZhdWx0X3Blcm1pc3Npb24YDiABKA4yGy5iZWhlc3QudjEuUGVybWlzc2lvbkFjdGlvbhIgCgZwcmljZXMYDyADKAsyEC5iZWhlc3QudjEuUHJpY2USMwoQYXBwcm92YWxfdGltZW91dBgQIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIpCgt0b29sX3Njb3BlcxgRIAMoCzIULmJlaGVzdC52MS5Ub29sU2NvcGUSOQoVaW5oZXJpdGVkX3Blcm1pc3Npb25zGBIgAygLMhouYmVoZXN0LnYxLlBlcm1pc3Npb25TY29wZSIaCglUb29sU2NvcGUSDQoFdG9vbHMYASADKAkiuQEKD1Blcm1pc3Npb25TY29wZRI3ChRvcGVyYXRvcl9wZXJtaXNzaW9ucxgBIAMoCzIZLmJlaGVzdC52MS5QZXJtaXNzaW9uUnVsZRI0ChFhZ2VudF9wZXJtaXNzaW9ucxgCIAMoCzIZLmJlaGVzdC52MS5QZXJtaXNzaW9uUnVsZRI3ChJkZWZhdWx0X3Blcm1pc3Npb24YAyABKA4yGy5iZWhlc3QudjEuUGVybWlzc2lvbkFjdGlvbiKsBgoGTGltaXRzEhYKCW1heF9zdGVwcxgBIAEoBUgAiAEBEhsKDm1heF90b29sX2NhbGxzGAIgASgFSAGIAQESHQoQbWF4X3RvdGFsX3Rva2VucxgDIAEoA0gCiAEBEh8KEm1heF9jb3N0X21pY3JvX3VzZBgEIAEoA0gDiAEBEioKB3RpbWVvdXQYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SJAoXbWF4X3BhcmFsbGVsX3Rvb2xfY2FsbHMYBiABKAVIBIgBARIiChVtYXhfbGVuZ3RoX3JlY292ZXJpZXMYByABKAVIBYgBARIeChF0b29sX291dHB1dF9saW5lcxgIIAEoBUgGiAEBEh4KEXRvb2xfb3V0cHV0X2J5dGVzGAkgASgFSAeIAQESJgoJZG9vbV9sb29wGAogASgLMhMuYmVoZXN0LnYxLkRvb21Mb29wEhcKCm1heF9ldmVudHMYCyABKAVICIgBARIaCg1tYXhfbG9nX2J5dGVzGAwgASgDSAmIAQESIQoUbWF4X2hpc3RvcnlfbWVzc2FnZXMYDSABKAVICogBARIWCgltYXhfZGVwdGgYDiABKAVIC4gBARIZCgxtYXhfY2hpbGRyZW4YDyABKAVIDIgBARIiChVtYXhfcGFyYWxsZWxfY2hpbGRyZW4YECABKAVIDYgBAUIMCgpfbWF4X3N0ZXBzQhEKD19tYXhfdG9vbF9jYWxsc0ITChFfbWF4X3RvdGFsX3Rva2Vuc0IVChNfbWF4X2Nvc3RfbWljcm9fdXNkQhoKGF9tYXhfcGFyYWxsZWxfdG9vbF9jYWxsc0IYChZfbWF4X2xlbmd0aF9yZWNvdmVyaWVzQhQKEl90b29sX291dHB1dF9saW5lc0IUChJfdG9vbF9vdXRwdXRfYnl0ZXNCDQoLX21heF9ldmVudHNCEAoOX21heF9sb2dfYnl0ZXNCFwoVX21heF9oaXN0b3J5X21lc3NhZ2VzQgwKCl9tYXhfZGVwdGhCDwoNX21heF9jaGlsZHJlbkIYChZfbWF4X3BhcmFsbGVsX2NoaWxkcmVuInsKCERvb21Mb29wEikKBmFjdGlvbhgBIAEoDjIZLmJlaGVzdC52MS5Eb29tTG9vcEFjdGlvbhIUCgdyZXBlYXRzGAIgASgFSACIAQESFQoId2FybmluZ3MYAyABKAVIAYgBAUIKCghfcmVwZWF0c0ILCglfd2FybmluZ3MiywEKB0J1ZGdldHMSFgoJbWF4X3N0ZXBzGAEgASgFSACIAQESGwoObWF4X3Rvb2xfY2FsbHMYAiABKAVIAYgBARIdChBtYXhfdG90YWxfdG9rZW5zGAMgASgDSAKIAQESHwoSbWF4X2Nvc3RfbWljcm9fdXNkGAQgASgDSAOIAQFCDAoKX21heF9zdGVwc0IRCg9fbWF4X3Rvb2xfY2FsbHNCEwoRX21heF90b3RhbF90b2tlbnNCFQoTX21heF9jb3N0X21pY3JvX3VzZCLKAQoOUGVybWlzc2lvblJ1bGUSDAoEdG9vbBgBIAEoCRI7Cglhcmd1bWVudHMYAiADKAsyKC5iZWhlc3QudjEuUGVybWlzc2lvblJ1bGUuQXJndW1lbnRzRW50cnkSKwoGYWN0aW9uGAMgASgOMhsuYmVoZXN0LnYxLlBlcm1pc3Npb25BY3Rpb24SDgoGcmVhc29uGAQgASgJGjAKDkFyZ3VtZW50c0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEqggEKDkRvb21Mb29wQWN0aW9uEiAKHERPT01fTE9PUF9BQ1RJT05fVU5TUEVDSUZJRUQQABIZChVET09NX0xPT1BfQUNUSU9OX1NUT1AQARIZChVET09NX0xPT1BfQUNUSU9OX1dBUk4QAhIYChRET09NX0xPT1BfQUNUSU9OX09GRhADKokBChBQZXJtaXNzaW9uQWN0aW9uEiEKHVBFUk1JU1NJT05fQUNUSU9OX1VOU1BFQ0lGSUVEEAASGwoXUEVSTUlTU0lPTl9BQ1RJT05fQUxMT1cQARIZChVQRVJNSVNTSU9OX0FDVElPTl9BU0sQAhIaChZQRVJNSVNTSU9OX0FDVElPTl9ERU5ZEANiBnByb3RvMw", [file_behest_v1_chat, file_behest_v1_model, file_behest_v1_tool, file_google_protobuf_duration]);
+  fileDesc("ChpiZWhlc3QvdjEvZGVmaW5pdGlvbi5wcm90bxIJYmVoZXN0LnYxIo4HCg1SdW5EZWZpbml0aW9uEhAKCGFnZW50X2lkGAEgASgJEhUKDWFnZW50X3ZlcnNpb24YAiABKAMSFAoMaW5zdHJ1Y3Rpb25zGAMgASgJEg4KBm1vZGVscxgEIAMoCRIeCgV0b29scxgFIAMoCzIPLmJlaGVzdC52MS5Ub29sEioKC3Rvb2xfY2hvaWNlGAYgASgLMhUuYmVoZXN0LnYxLlRvb2xDaG9pY2USJQoIc2FtcGxpbmcYByABKAsyEy5iZWhlc3QudjEuU2FtcGxpbmcSMgoPcmVzcG9uc2VfZm9ybWF0GAggASgLMhkuYmVoZXN0LnYxLlJlc3BvbnNlRm9ybWF0EjcKFG9wZXJhdG9yX3Blcm1pc3Npb25zGAkgAygLMhkuYmVoZXN0LnYxLlBlcm1pc3Npb25SdWxlEjQKEWFnZW50X3Blcm1pc3Npb25zGAogAygLMhkuYmVoZXN0LnYxLlBlcm1pc3Npb25SdWxlEiEKBmxpbWl0cxgLIAEoCzIRLmJlaGVzdC52MS5MaW1pdHMSFwoPY29udGV4dF9zb3VyY2VzGAwgAygJEh0KFXByb3ZpZGVyX29wdGlvbnNfanNvbhgNIAEoCRI3ChJkZWZhdWx0X3Blcm1pc3Npb24YDiABKA4yGy5iZWhlc3QudjEuUGVybWlzc2lvbkFjdGlvbhIgCgZwcmljZXMYDyADKAsyEC5iZWhlc3QudjEuUHJpY2USMwoQYXBwcm92YWxfdGltZW91dBgQIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIpCgt0b29sX3Njb3BlcxgRIAMoCzIULmJlaGVzdC52MS5Ub29sU2NvcGUSOQoVaW5oZXJpdGVkX3Blcm1pc3Npb25zGBIgAygLMhouYmVoZXN0LnYxLlBlcm1pc3Npb25TY29wZRIpCgdzb3VyY2VzGBMgAygLMhguYmVoZXN0LnYxLkNvbnRleHRTb3VyY2USLAoMbW9kZWxfbGltaXRzGBQgAygLMhYuYmVoZXN0LnYxLk1vZGVsTGltaXRzEi8KCmNvbXBhY3Rpb24YFiABKAsyGy5iZWhlc3QudjEuUGlubmVkQ29tcGFjdGlvbhIjCgdwcnVuaW5nGBcgASgLMhIuYmVoZXN0LnYxLlBydW5pbmcSGAoQZW11bGF0aW5nX21vZGVscxgZIAMoCSIaCglUb29sU2NvcGUSDQoFdG9vbHMYASADKAkiuQEKD1Blcm1pc3Npb25TY29wZRI3ChRvcGVyYXRvcl9wZXJtaXNzaW9ucxgBIAMoCzIZLmJlaGVzdC52MS5QZXJtaXNzaW9uUnVsZRI0ChFhZ2VudF9wZXJtaXNzaW9ucxgCIAMoCzIZLmJlaGVzdC52MS5QZXJtaXNzaW9uUnVsZRI3ChJkZWZhdWx0X3Blcm1pc3Npb24YAyABKA4yGy5iZWhlc3QudjEuUGVybWlzc2lvbkFjdGlvbiL/AgoKQ29tcGFjdGlvbhIUCgdlbmFibGVkGAEgASgISACIAQESFgoJdGhyZXNob2xkGAIgASgBSAGIAQESGAoLdGFpbF90b2tlbnMYAyABKANIAogBARIaCg10YWlsX21lc3NhZ2VzGAQgASgFSAOIAQESDQoFbW9kZWwYBSABKAkSFAoMaW5zdHJ1Y3Rpb25zGAYgASgJEhsKDnN1bW1hcnlfdG9rZW5zGAcgASgFSASIAQESKgoHdGltZW91dBgIIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIVCghmYWlsdXJlcxgJIAEoBUgFiAEBEiwKCWNvb2xfZG93bhgKIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkIKCghfZW5hYmxlZEIMCgpfdGhyZXNob2xkQg4KDF90YWlsX3Rva2Vuc0IQCg5fdGFpbF9tZXNzYWdlc0IRCg9fc3VtbWFyeV90b2tlbnNCCwoJX2ZhaWx1cmVzImoKEFBpbm5lZENvbXBhY3Rpb24SJQoGcG9saWN5GAEgASgLMhUuYmVoZXN0LnYxLkNvbXBhY3Rpb24SDgoGd2luZG93GAIgASgFEh8KBXByaWNlGAMgASgLMhAuYmVoZXN0LnYxLlByaWNlIqkBCgdQcnVuaW5nEhQKB2VuYWJsZWQYASABKAhIAIgBARIXCgprZWVwX3R1cm5zGAIgASgFSAGIAQESGQoMb3V0cHV0X2J5dGVzGAMgASgFSAKIAQESGAoLYmxvY2tfdHVybnMYBCABKAVIA4gBAUIKCghfZW5hYmxlZEINCgtfa2VlcF90dXJuc0IPCg1fb3V0cHV0X2J5dGVzQg4KDF9ibG9ja190dXJucyLkBgoGTGltaXRzEhYKCW1heF9zdGVwcxgBIAEoBUgAiAEBEhsKDm1heF90b29sX2NhbGxzGAIgASgFSAGIAQESHQoQbWF4X3RvdGFsX3Rva2VucxgDIAEoA0gCiAEBEh8KEm1heF9jb3N0X21pY3JvX3VzZBgEIAEoA0gDiAEBEioKB3RpbWVvdXQYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SJAoXbWF4X3BhcmFsbGVsX3Rvb2xfY2FsbHMYBiABKAVIBIgBARIiChVtYXhfbGVuZ3RoX3JlY292ZXJpZXMYByABKAVIBYgBARIeChF0b29sX291dHB1dF9saW5lcxgIIAEoBUgGiAEBEh4KEXRvb2xfb3V0cHV0X2J5dGVzGAkgASgFSAeIAQESJgoJZG9vbV9sb29wGAogASgLMhMuYmVoZXN0LnYxLkRvb21Mb29wEhcKCm1heF9ldmVudHMYCyABKAVICIgBARIaCg1tYXhfbG9nX2J5dGVzGAwgASgDSAmIAQESIQoUbWF4X2hpc3RvcnlfbWVzc2FnZXMYDSABKAVICogBARIWCgltYXhfZGVwdGgYDiABKAVIC4gBARIZCgxtYXhfY2hpbGRyZW4YDyABKAVIDIgBARIiChVtYXhfcGFyYWxsZWxfY2hpbGRyZW4YECABKAVIDYgBARIfChJtYXhfaGlzdG9yeV90b2tlbnMYESABKANIDogBAUIMCgpfbWF4X3N0ZXBzQhEKD19tYXhfdG9vbF9jYWxsc0ITChFfbWF4X3RvdGFsX3Rva2Vuc0IVChNfbWF4X2Nvc3RfbWljcm9fdXNkQhoKGF9tYXhfcGFyYWxsZWxfdG9vbF9jYWxsc0IYChZfbWF4X2xlbmd0aF9yZWNvdmVyaWVzQhQKEl90b29sX291dHB1dF9saW5lc0IUChJfdG9vbF9vdXRwdXRfYnl0ZXNCDQoLX21heF9ldmVudHNCEAoOX21heF9sb2dfYnl0ZXNCFwoVX21heF9oaXN0b3J5X21lc3NhZ2VzQgwKCl9tYXhfZGVwdGhCDwoNX21heF9jaGlsZHJlbkIYChZfbWF4X3BhcmFsbGVsX2NoaWxkcmVuQhUKE19tYXhfaGlzdG9yeV90b2tlbnMiewoIRG9vbUxvb3ASKQoGYWN0aW9uGAEgASgOMhkuYmVoZXN0LnYxLkRvb21Mb29wQWN0aW9uEhQKB3JlcGVhdHMYAiABKAVIAIgBARIVCgh3YXJuaW5ncxgDIAEoBUgBiAEBQgoKCF9yZXBlYXRzQgsKCV93YXJuaW5ncyLLAQoHQnVkZ2V0cxIWCgltYXhfc3RlcHMYASABKAVIAIgBARIbCg5tYXhfdG9vbF9jYWxscxgCIAEoBUgBiAEBEh0KEG1heF90b3RhbF90b2tlbnMYAyABKANIAogBARIfChJtYXhfY29zdF9taWNyb191c2QYBCABKANIA4gBAUIMCgpfbWF4X3N0ZXBzQhEKD19tYXhfdG9vbF9jYWxsc0ITChFfbWF4X3RvdGFsX3Rva2Vuc0IVChNfbWF4X2Nvc3RfbWljcm9fdXNkIsoBCg5QZXJtaXNzaW9uUnVsZRIMCgR0b29sGAEgASgJEjsKCWFyZ3VtZW50cxgCIAMoCzIoLmJlaGVzdC52MS5QZXJtaXNzaW9uUnVsZS5Bcmd1bWVudHNFbnRyeRIrCgZhY3Rpb24YAyABKA4yGy5iZWhlc3QudjEuUGVybWlzc2lvbkFjdGlvbhIOCgZyZWFzb24YBCABKAkaMAoOQXJndW1lbnRzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASqCAQoORG9vbUxvb3BBY3Rpb24SIAocRE9PTV9MT09QX0FDVElPTl9VTlNQRUNJRklFRBAAEhkKFURPT01fTE9PUF9BQ1RJT05fU1RPUBABEhkKFURPT01fTE9PUF9BQ1RJT05fV0FSThACEhgKFERPT01fTE9PUF9BQ1RJT05fT0ZGEAMqiQEKEFBlcm1pc3Npb25BY3Rpb24SIQodUEVSTUlTU0lPTl9BQ1RJT05fVU5TUEVDSUZJRUQQABIbChdQRVJNSVNTSU9OX0FDVElPTl9BTExPVxABEhkKFVBFUk1JU1NJT05fQUNUSU9OX0FTSxACEhoKFlBFUk1JU1NJT05fQUNUSU9OX0RFTlkQA2IGcHJvdG8z", [file_behest_v1_chat, file_behest_v1_context, file_behest_v1_model, file_behest_v1_tool, file_google_protobuf_duration]);
 
 /**
  * RunDefinition is everything that a run is pinned to when it is created. It is named by the SHA-256 of its bytes, so
@@ -154,6 +156,42 @@ export type RunDefinition = Message<"behest.v1.RunDefinition"> & {
    * @generated from field: repeated behest.v1.PermissionScope inherited_permissions = 18;
    */
   inheritedPermissions: PermissionScope[];
+
+  /**
+   * The context sources, in the order in which what they give stands before the model. Empty: history alone.
+   *
+   * @generated from field: repeated behest.v1.ContextSource sources = 19;
+   */
+  sources: ContextSource[];
+
+  /**
+   * What fits into the models, in the order of models. Empty: unknown of all of them.
+   *
+   * @generated from field: repeated behest.v1.ModelLimits model_limits = 20;
+   */
+  modelLimits: ModelLimits[];
+
+  /**
+   * When and how a conversation that grows too long is summarised. Unset: never.
+   *
+   * @generated from field: behest.v1.PinnedCompaction compaction = 22;
+   */
+  compaction?: PinnedCompaction | undefined;
+
+  /**
+   * Which old outputs of tools the model sees no more. Unset: none.
+   *
+   * @generated from field: behest.v1.Pruning pruning = 23;
+   */
+  pruning?: Pruning | undefined;
+
+  /**
+   * Those of the models that are told the form of the answer in their instructions, since they cannot be made to keep
+   * to it.
+   *
+   * @generated from field: repeated string emulating_models = 25;
+   */
+  emulatingModels: string[];
 };
 
 /**
@@ -218,6 +256,170 @@ export type PermissionScope = Message<"behest.v1.PermissionScope"> & {
  */
 export const PermissionScopeSchema: GenMessage<PermissionScope> = /*@__PURE__*/
   messageDesc(file_behest_v1_definition, 2);
+
+/**
+ * Compaction says when and how the oldest part of a conversation is summarised, for the model only. An unset field of
+ * an agent has the operator's value.
+ *
+ * @generated from message behest.v1.Compaction
+ */
+export type Compaction = Message<"behest.v1.Compaction"> & {
+  /**
+   * Whether conversations are summarised by themselves. Default true.
+   *
+   * @generated from field: optional bool enabled = 1;
+   */
+  enabled?: boolean | undefined;
+
+  /**
+   * The share of the model's window, above 0 and at most 1, from which on a call is made smaller first. Where the
+   * window is not known this happens only when the model refused the call for its length. Default 0.8.
+   *
+   * @generated from field: optional double threshold = 2;
+   */
+  threshold?: number | undefined;
+
+  /**
+   * Most estimated tokens of the newest messages, which are kept as they are. Default: a quarter of the window.
+   *
+   * @generated from field: optional int64 tail_tokens = 3;
+   */
+  tailTokens?: bigint | undefined;
+
+  /**
+   * Most messages that are kept as they are. Unset: as many as tail_tokens allows.
+   *
+   * @generated from field: optional int32 tail_messages = 4;
+   */
+  tailMessages?: number | undefined;
+
+  /**
+   * The model that writes summaries, "provider/name" or an alias. Empty: the run's own.
+   *
+   * @generated from field: string model = 5;
+   */
+  model: string;
+
+  /**
+   * What the model is told to do with the conversation, at most 16 KiB. Empty: the daemon's own text.
+   *
+   * @generated from field: string instructions = 6;
+   */
+  instructions: string;
+
+  /**
+   * Most tokens of a summary, which is never more than an eighth of the window. Default 1024.
+   *
+   * @generated from field: optional int32 summary_tokens = 7;
+   */
+  summaryTokens?: number | undefined;
+
+  /**
+   * How long a summary may take. Default 120 s.
+   *
+   * @generated from field: google.protobuf.Duration timeout = 8;
+   */
+  timeout?: Duration | undefined;
+
+  /**
+   * How many failures in a row open the session's circuit. Default 3.
+   *
+   * @generated from field: optional int32 failures = 9;
+   */
+  failures?: number | undefined;
+
+  /**
+   * How long the circuit stays open. Default 300 s.
+   *
+   * @generated from field: google.protobuf.Duration cool_down = 10;
+   */
+  coolDown?: Duration | undefined;
+};
+
+/**
+ * Describes the message behest.v1.Compaction.
+ * Use `create(CompactionSchema)` to create a new message.
+ */
+export const CompactionSchema: GenMessage<Compaction> = /*@__PURE__*/
+  messageDesc(file_behest_v1_definition, 3);
+
+/**
+ * PinnedCompaction is what a run is pinned to.
+ *
+ * @generated from message behest.v1.PinnedCompaction
+ */
+export type PinnedCompaction = Message<"behest.v1.PinnedCompaction"> & {
+  /**
+   * The policy, each field of it set but for model, instructions, tail_tokens and tail_messages.
+   *
+   * @generated from field: behest.v1.Compaction policy = 1;
+   */
+  policy?: Compaction | undefined;
+
+  /**
+   * The window of the policy's model in tokens. 0: unknown, or there is none.
+   *
+   * @generated from field: int32 window = 2;
+   */
+  window: number;
+
+  /**
+   * The price of the policy's model, as it was when the run was created.
+   *
+   * @generated from field: behest.v1.Price price = 3;
+   */
+  price?: Price | undefined;
+};
+
+/**
+ * Describes the message behest.v1.PinnedCompaction.
+ * Use `create(PinnedCompactionSchema)` to create a new message.
+ */
+export const PinnedCompactionSchema: GenMessage<PinnedCompaction> = /*@__PURE__*/
+  messageDesc(file_behest_v1_definition, 4);
+
+/**
+ * Pruning says which old outputs of tools the model sees no more: a line that names the output takes their place. They
+ * can still be listed. An unset field of an agent has the operator's value.
+ *
+ * @generated from message behest.v1.Pruning
+ */
+export type Pruning = Message<"behest.v1.Pruning"> & {
+  /**
+   * Whether outputs are left out. Default true.
+   *
+   * @generated from field: optional bool enabled = 1;
+   */
+  enabled?: boolean | undefined;
+
+  /**
+   * How many of the model's latest turns keep their outputs at least. Default 20.
+   *
+   * @generated from field: optional int32 keep_turns = 2;
+   */
+  keepTurns?: number | undefined;
+
+  /**
+   * The least size of an output that is left out, in bytes. Default 4096.
+   *
+   * @generated from field: optional int32 output_bytes = 3;
+   */
+  outputBytes?: number | undefined;
+
+  /**
+   * How many turns lose their outputs at a time, so that calls begin alike for as many turns. Default 10.
+   *
+   * @generated from field: optional int32 block_turns = 4;
+   */
+  blockTurns?: number | undefined;
+};
+
+/**
+ * Describes the message behest.v1.Pruning.
+ * Use `create(PruningSchema)` to create a new message.
+ */
+export const PruningSchema: GenMessage<Pruning> = /*@__PURE__*/
+  messageDesc(file_behest_v1_definition, 5);
 
 /**
  * Limits bound one run. An unset field has its default in an agent and is always set in a definition.
@@ -336,6 +538,13 @@ export type Limits = Message<"behest.v1.Limits"> & {
    * @generated from field: optional int32 max_parallel_children = 16;
    */
   maxParallelChildren?: number | undefined;
+
+  /**
+   * Most estimated tokens of earlier runs that the model sees. Unset: no limit but the model's window.
+   *
+   * @generated from field: optional int64 max_history_tokens = 17;
+   */
+  maxHistoryTokens?: bigint | undefined;
 };
 
 /**
@@ -343,7 +552,7 @@ export type Limits = Message<"behest.v1.Limits"> & {
  * Use `create(LimitsSchema)` to create a new message.
  */
 export const LimitsSchema: GenMessage<Limits> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 3);
+  messageDesc(file_behest_v1_definition, 6);
 
 /**
  * DoomLoop says when repeated tool calls end a run.
@@ -378,7 +587,7 @@ export type DoomLoop = Message<"behest.v1.DoomLoop"> & {
  * Use `create(DoomLoopSchema)` to create a new message.
  */
 export const DoomLoopSchema: GenMessage<DoomLoop> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 4);
+  messageDesc(file_behest_v1_definition, 7);
 
 /**
  * Budgets lower a run's limits for one request; they never raise them. An unset field leaves the limit as it is.
@@ -420,7 +629,7 @@ export type Budgets = Message<"behest.v1.Budgets"> & {
  * Use `create(BudgetsSchema)` to create a new message.
  */
 export const BudgetsSchema: GenMessage<Budgets> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 5);
+  messageDesc(file_behest_v1_definition, 8);
 
 /**
  * PermissionRule says what becomes of calls that match it. Within a list the last match wins.
@@ -465,7 +674,7 @@ export type PermissionRule = Message<"behest.v1.PermissionRule"> & {
  * Use `create(PermissionRuleSchema)` to create a new message.
  */
 export const PermissionRuleSchema: GenMessage<PermissionRule> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 6);
+  messageDesc(file_behest_v1_definition, 9);
 
 /**
  * DoomLoopAction says what happens when a doom loop is detected. Clients must tolerate values they do not know.

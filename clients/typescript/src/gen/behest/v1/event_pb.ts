@@ -6,9 +6,9 @@ import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
 import type { ApprovalDecided, ApprovalRequested } from "./approval_event_pb.js";
 import { file_behest_v1_approval_event } from "./approval_event_pb.js";
-import type { CompactionCircuitOpened, ContextBuilt, ContextCompacted } from "./context_event_pb.js";
+import type { CompactionCircuitOpened, ContextBuilt, ContextCompacted, ContextCompactionFailed, ContextCompactionRequested } from "./context_event_pb.js";
 import { file_behest_v1_context_event } from "./context_event_pb.js";
-import type { ModelBound, ModelCompleted, ModelFailed, ModelRequested, ModelSuperseded } from "./model_event_pb.js";
+import type { AnswerRejected, ModelBound, ModelCompleted, ModelFailed, ModelRequested, ModelSuperseded } from "./model_event_pb.js";
 import { file_behest_v1_model_event } from "./model_event_pb.js";
 import type { ChildRunEnded, ChildRunStarted, DoomLoopDetected, InputReceived, RunCancelled, RunCancelRequested, RunClaimed, RunCompleted, RunCreated, RunDeadlineExceeded, RunFailed, RunReleased, RunResumed, RunStarted, RunTimedOut, RunWaiting } from "./run_event_pb.js";
 import { file_behest_v1_run_event } from "./run_event_pb.js";
@@ -22,7 +22,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/event.proto.
  */
 export const file_behest_v1_event: GenFile = /*@__PURE__*/
-  fileDesc("ChViZWhlc3QvdjEvZXZlbnQucHJvdG8SCWJlaGVzdC52MSLfDgoFRXZlbnQSEAoIZXZlbnRfaWQYASABKAkSDgoGcnVuX2lkGAIgASgJEhIKCnNlc3Npb25faWQYAyABKAkSEAoIc2VxdWVuY2UYBCABKAQSDQoFZXBvY2gYBSABKAQSLwoLcmVjb3JkX3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCHRyYWNlX2lkGAcgASgJEhEKCXByZXZfaGFzaBgIIAEoDBIsCgtydW5fY3JlYXRlZBhkIAEoCzIVLmJlaGVzdC52MS5SdW5DcmVhdGVkSAASLAoLcnVuX2NsYWltZWQYZSABKAsyFS5iZWhlc3QudjEuUnVuQ2xhaW1lZEgAEi4KDHJ1bl9yZWxlYXNlZBhmIAEoCzIWLmJlaGVzdC52MS5SdW5SZWxlYXNlZEgAEiwKC3J1bl9zdGFydGVkGGcgASgLMhUuYmVoZXN0LnYxLlJ1blN0YXJ0ZWRIABIsCgtydW5fd2FpdGluZxhoIAEoCzIVLmJlaGVzdC52MS5SdW5XYWl0aW5nSAASLAoLcnVuX3Jlc3VtZWQYaSABKAsyFS5iZWhlc3QudjEuUnVuUmVzdW1lZEgAEjIKDmlucHV0X3JlY2VpdmVkGGogASgLMhguYmVoZXN0LnYxLklucHV0UmVjZWl2ZWRIABI9ChRydW5fY2FuY2VsX3JlcXVlc3RlZBhrIAEoCzIdLmJlaGVzdC52MS5SdW5DYW5jZWxSZXF1ZXN0ZWRIABI/ChVydW5fZGVhZGxpbmVfZXhjZWVkZWQYbCABKAsyHi5iZWhlc3QudjEuUnVuRGVhZGxpbmVFeGNlZWRlZEgAEjAKDXJ1bl9jb21wbGV0ZWQYbSABKAsyFy5iZWhlc3QudjEuUnVuQ29tcGxldGVkSAASKgoKcnVuX2ZhaWxlZBhuIAEoCzIULmJlaGVzdC52MS5SdW5GYWlsZWRIABIwCg1ydW5fY2FuY2VsbGVkGG8gASgLMhcuYmVoZXN0LnYxLlJ1bkNhbmNlbGxlZEgAEi8KDXJ1bl90aW1lZF9vdXQYcCABKAsyFi5iZWhlc3QudjEuUnVuVGltZWRPdXRIABI3ChFjaGlsZF9ydW5fc3RhcnRlZBhxIAEoCzIaLmJlaGVzdC52MS5DaGlsZFJ1blN0YXJ0ZWRIABIzCg9jaGlsZF9ydW5fZW5kZWQYciABKAsyGC5iZWhlc3QudjEuQ2hpbGRSdW5FbmRlZEgAEjkKEmRvb21fbG9vcF9kZXRlY3RlZBhzIAEoCzIbLmJlaGVzdC52MS5Eb29tTG9vcERldGVjdGVkSAASNQoPbW9kZWxfcmVxdWVzdGVkGMgBIAEoCzIZLmJlaGVzdC52MS5Nb2RlbFJlcXVlc3RlZEgAEi0KC21vZGVsX2JvdW5kGMkBIAEoCzIVLmJlaGVzdC52MS5Nb2RlbEJvdW5kSAASNQoPbW9kZWxfY29tcGxldGVkGMoBIAEoCzIZLmJlaGVzdC52MS5Nb2RlbENvbXBsZXRlZEgAEi8KDG1vZGVsX2ZhaWxlZBjLASABKAsyFi5iZWhlc3QudjEuTW9kZWxGYWlsZWRIABI3ChBtb2RlbF9zdXBlcnNlZGVkGMwBIAEoCzIaLmJlaGVzdC52MS5Nb2RlbFN1cGVyc2VkZWRIABIvCgx0b29sX3N0YXJ0ZWQYrAIgASgLMhYuYmVoZXN0LnYxLlRvb2xTdGFydGVkSAASMwoOdG9vbF9jb21wbGV0ZWQYrQIgASgLMhguYmVoZXN0LnYxLlRvb2xDb21wbGV0ZWRIABItCgt0b29sX2ZhaWxlZBiuAiABKAsyFS5iZWhlc3QudjEuVG9vbEZhaWxlZEgAEi0KC3Rvb2xfZGVuaWVkGK8CIAEoCzIVLmJlaGVzdC52MS5Ub29sRGVuaWVkSAASPgoUdG9vbF9vdXRjb21lX3Vua25vd24YsAIgASgLMh0uYmVoZXN0LnYxLlRvb2xPdXRjb21lVW5rbm93bkgAEjEKDXRvb2xfcmVzb2x2ZWQYsQIgASgLMhcuYmVoZXN0LnYxLlRvb2xSZXNvbHZlZEgAEjsKEmFwcHJvdmFsX3JlcXVlc3RlZBiQAyABKAsyHC5iZWhlc3QudjEuQXBwcm92YWxSZXF1ZXN0ZWRIABI3ChBhcHByb3ZhbF9kZWNpZGVkGJEDIAEoCzIaLmJlaGVzdC52MS5BcHByb3ZhbERlY2lkZWRIABIxCg1jb250ZXh0X2J1aWx0GPQDIAEoCzIXLmJlaGVzdC52MS5Db250ZXh0QnVpbHRIABI5ChFjb250ZXh0X2NvbXBhY3RlZBj1AyABKAsyGy5iZWhlc3QudjEuQ29udGV4dENvbXBhY3RlZEgAEkgKGWNvbXBhY3Rpb25fY2lyY3VpdF9vcGVuZWQY9gMgASgLMiIuYmVoZXN0LnYxLkNvbXBhY3Rpb25DaXJjdWl0T3BlbmVkSABCCQoHcGF5bG9hZGIGcHJvdG8z", [file_behest_v1_approval_event, file_behest_v1_context_event, file_behest_v1_model_event, file_behest_v1_run_event, file_behest_v1_tool_event, file_google_protobuf_timestamp]);
+  fileDesc("ChViZWhlc3QvdjEvZXZlbnQucHJvdG8SCWJlaGVzdC52MSKwEAoFRXZlbnQSEAoIZXZlbnRfaWQYASABKAkSDgoGcnVuX2lkGAIgASgJEhIKCnNlc3Npb25faWQYAyABKAkSEAoIc2VxdWVuY2UYBCABKAQSDQoFZXBvY2gYBSABKAQSLwoLcmVjb3JkX3RpbWUYBiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEhAKCHRyYWNlX2lkGAcgASgJEhEKCXByZXZfaGFzaBgIIAEoDBIsCgtydW5fY3JlYXRlZBhkIAEoCzIVLmJlaGVzdC52MS5SdW5DcmVhdGVkSAASLAoLcnVuX2NsYWltZWQYZSABKAsyFS5iZWhlc3QudjEuUnVuQ2xhaW1lZEgAEi4KDHJ1bl9yZWxlYXNlZBhmIAEoCzIWLmJlaGVzdC52MS5SdW5SZWxlYXNlZEgAEiwKC3J1bl9zdGFydGVkGGcgASgLMhUuYmVoZXN0LnYxLlJ1blN0YXJ0ZWRIABIsCgtydW5fd2FpdGluZxhoIAEoCzIVLmJlaGVzdC52MS5SdW5XYWl0aW5nSAASLAoLcnVuX3Jlc3VtZWQYaSABKAsyFS5iZWhlc3QudjEuUnVuUmVzdW1lZEgAEjIKDmlucHV0X3JlY2VpdmVkGGogASgLMhguYmVoZXN0LnYxLklucHV0UmVjZWl2ZWRIABI9ChRydW5fY2FuY2VsX3JlcXVlc3RlZBhrIAEoCzIdLmJlaGVzdC52MS5SdW5DYW5jZWxSZXF1ZXN0ZWRIABI/ChVydW5fZGVhZGxpbmVfZXhjZWVkZWQYbCABKAsyHi5iZWhlc3QudjEuUnVuRGVhZGxpbmVFeGNlZWRlZEgAEjAKDXJ1bl9jb21wbGV0ZWQYbSABKAsyFy5iZWhlc3QudjEuUnVuQ29tcGxldGVkSAASKgoKcnVuX2ZhaWxlZBhuIAEoCzIULmJlaGVzdC52MS5SdW5GYWlsZWRIABIwCg1ydW5fY2FuY2VsbGVkGG8gASgLMhcuYmVoZXN0LnYxLlJ1bkNhbmNlbGxlZEgAEi8KDXJ1bl90aW1lZF9vdXQYcCABKAsyFi5iZWhlc3QudjEuUnVuVGltZWRPdXRIABI3ChFjaGlsZF9ydW5fc3RhcnRlZBhxIAEoCzIaLmJlaGVzdC52MS5DaGlsZFJ1blN0YXJ0ZWRIABIzCg9jaGlsZF9ydW5fZW5kZWQYciABKAsyGC5iZWhlc3QudjEuQ2hpbGRSdW5FbmRlZEgAEjkKEmRvb21fbG9vcF9kZXRlY3RlZBhzIAEoCzIbLmJlaGVzdC52MS5Eb29tTG9vcERldGVjdGVkSAASNQoPbW9kZWxfcmVxdWVzdGVkGMgBIAEoCzIZLmJlaGVzdC52MS5Nb2RlbFJlcXVlc3RlZEgAEi0KC21vZGVsX2JvdW5kGMkBIAEoCzIVLmJlaGVzdC52MS5Nb2RlbEJvdW5kSAASNQoPbW9kZWxfY29tcGxldGVkGMoBIAEoCzIZLmJlaGVzdC52MS5Nb2RlbENvbXBsZXRlZEgAEi8KDG1vZGVsX2ZhaWxlZBjLASABKAsyFi5iZWhlc3QudjEuTW9kZWxGYWlsZWRIABI3ChBtb2RlbF9zdXBlcnNlZGVkGMwBIAEoCzIaLmJlaGVzdC52MS5Nb2RlbFN1cGVyc2VkZWRIABI1Cg9hbnN3ZXJfcmVqZWN0ZWQYzQEgASgLMhkuYmVoZXN0LnYxLkFuc3dlclJlamVjdGVkSAASLwoMdG9vbF9zdGFydGVkGKwCIAEoCzIWLmJlaGVzdC52MS5Ub29sU3RhcnRlZEgAEjMKDnRvb2xfY29tcGxldGVkGK0CIAEoCzIYLmJlaGVzdC52MS5Ub29sQ29tcGxldGVkSAASLQoLdG9vbF9mYWlsZWQYrgIgASgLMhUuYmVoZXN0LnYxLlRvb2xGYWlsZWRIABItCgt0b29sX2RlbmllZBivAiABKAsyFS5iZWhlc3QudjEuVG9vbERlbmllZEgAEj4KFHRvb2xfb3V0Y29tZV91bmtub3duGLACIAEoCzIdLmJlaGVzdC52MS5Ub29sT3V0Y29tZVVua25vd25IABIxCg10b29sX3Jlc29sdmVkGLECIAEoCzIXLmJlaGVzdC52MS5Ub29sUmVzb2x2ZWRIABI7ChJhcHByb3ZhbF9yZXF1ZXN0ZWQYkAMgASgLMhwuYmVoZXN0LnYxLkFwcHJvdmFsUmVxdWVzdGVkSAASNwoQYXBwcm92YWxfZGVjaWRlZBiRAyABKAsyGi5iZWhlc3QudjEuQXBwcm92YWxEZWNpZGVkSAASMQoNY29udGV4dF9idWlsdBj0AyABKAsyFy5iZWhlc3QudjEuQ29udGV4dEJ1aWx0SAASOQoRY29udGV4dF9jb21wYWN0ZWQY9QMgASgLMhsuYmVoZXN0LnYxLkNvbnRleHRDb21wYWN0ZWRIABJIChljb21wYWN0aW9uX2NpcmN1aXRfb3BlbmVkGPYDIAEoCzIiLmJlaGVzdC52MS5Db21wYWN0aW9uQ2lyY3VpdE9wZW5lZEgAEk4KHGNvbnRleHRfY29tcGFjdGlvbl9yZXF1ZXN0ZWQY9wMgASgLMiUuYmVoZXN0LnYxLkNvbnRleHRDb21wYWN0aW9uUmVxdWVzdGVkSAASSAoZY29udGV4dF9jb21wYWN0aW9uX2ZhaWxlZBj4AyABKAsyIi5iZWhlc3QudjEuQ29udGV4dENvbXBhY3Rpb25GYWlsZWRIAEIJCgdwYXlsb2FkYgZwcm90bzM", [file_behest_v1_approval_event, file_behest_v1_context_event, file_behest_v1_model_event, file_behest_v1_run_event, file_behest_v1_tool_event, file_google_protobuf_timestamp]);
 
 /**
  * Event is one fact of a run's log. Events are numbered 1, 2, 3 … without a gap, committed before anybody sees them and
@@ -262,6 +262,14 @@ export type Event = Message<"behest.v1.Event"> & {
     case: "modelSuperseded";
   } | {
     /**
+     * The model's last answer has not the form that was asked for.
+     *
+     * @generated from field: behest.v1.AnswerRejected answer_rejected = 205;
+     */
+    value: AnswerRejected;
+    case: "answerRejected";
+  } | {
+    /**
      * A tool call is about to leave.
      *
      * @generated from field: behest.v1.ToolStarted tool_started = 300;
@@ -348,6 +356,22 @@ export type Event = Message<"behest.v1.Event"> & {
      */
     value: CompactionCircuitOpened;
     case: "compactionCircuitOpened";
+  } | {
+    /**
+     * A call for a summary is about to leave.
+     *
+     * @generated from field: behest.v1.ContextCompactionRequested context_compaction_requested = 503;
+     */
+    value: ContextCompactionRequested;
+    case: "contextCompactionRequested";
+  } | {
+    /**
+     * An attempt at a summary came to nothing.
+     *
+     * @generated from field: behest.v1.ContextCompactionFailed context_compaction_failed = 504;
+     */
+    value: ContextCompactionFailed;
+    case: "contextCompactionFailed";
   } | { case: undefined; value?: undefined };
 };
 

@@ -345,7 +345,8 @@ export type Provider = Message<"behest.v1.Provider"> & {
   id: string;
 
   /**
-   * Adapter that speaks to it: `openai`, `anthropic`, `remote` or `scripted`, or the name of an extension's.
+   * Adapter that speaks to it: `openai`, `anthropic`, `embedded`, `remote` or `scripted`, or the name of an
+   * extension's.
    *
    * @generated from field: string adapter = 2;
    */

@@ -779,8 +779,8 @@ export const RegistryService: GenService<{
    *
    * This call is idempotent by name: the same registration again is no error. Waits at most 5 s for the connection, and
    * succeeds without one: look at `state`. Fails with TOOL_SERVER_NAME_TAKEN when the name is another principal's, is
-   * configured, or has another registration and `replace` is not set; TOOL_NAME_TAKEN when a tool of another schema has
-   * the name; TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID; and TOOL_ENDPOINT_REFUSED when the address is not allowed.
+   * configured, is a provider's and models are offered, or is registered otherwise without `replace`; TOOL_NAME_TAKEN
+   * for a tool of another schema; TOOL_NAME_INVALID, TOOL_SCHEMA_INVALID; TOOL_ENDPOINT_REFUSED for the address.
    *
    * @generated from rpc behest.v1.RegistryService.RegisterServer
    */

@@ -639,7 +639,8 @@ export const ExplainRunResponseSchema: GenMessage<ExplainRunResponse> = /*@__PUR
 export type RunObstacle = Message<"behest.v1.RunObstacle"> & {
   /**
    * What it is: "session_busy", "capacity", "model_call", "tool_call", "approval", "input", "outcome_unknown",
-   * "backoff", "quota", "paused", "child_run", "cancelling" or "no_owner". Behind a child run comes what that waits for.
+   * "backoff", "quota", "paused", "child_run", "summary", "cancelling" or "no_owner". Behind a child run comes what that
+   * waits for.
    *
    * @generated from field: string kind = 1;
    */

@@ -4,6 +4,8 @@
 
 import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import type { Budget, BudgetUse } from "./usage_pb.js";
+import { file_behest_v1_usage } from "./usage_pb.js";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
@@ -12,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/session.proto.
  */
 export const file_behest_v1_session: GenFile = /*@__PURE__*/
-  fileDesc("ChdiZWhlc3QvdjEvc2Vzc2lvbi5wcm90bxIJYmVoZXN0LnYxIqUDCgdTZXNzaW9uEgoKAmlkGAEgASgJEg0KBXRpdGxlGAIgASgJEhAKCGFnZW50X2lkGAMgASgJEi4KBmxhYmVscxgEIAMoCzIeLmJlaGVzdC52MS5TZXNzaW9uLkxhYmVsc0VudHJ5EhUKDW1ldGFkYXRhX2pzb24YBSABKAkSEwoLaXNfYXJjaGl2ZWQYBiABKAgSEQoJaXNfaGlkZGVuGAcgASgIEi8KC2NyZWF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASHgoWZm9ya2VkX2Zyb21fc2Vzc2lvbl9pZBgKIAEoCRIVCg1hY3RpdmVfcnVuX2lkGAsgASgJEhYKDnF1ZXVlZF9ydW5faWRzGAwgAygJEg8KB3ZlcnNpb24YDSABKAMSDQoFdG9vbHMYDiADKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4AWIGcHJvdG8z", [file_google_protobuf_timestamp]);
+  fileDesc("ChdiZWhlc3QvdjEvc2Vzc2lvbi5wcm90bxIJYmVoZXN0LnYxIqwECgdTZXNzaW9uEgoKAmlkGAEgASgJEg0KBXRpdGxlGAIgASgJEhAKCGFnZW50X2lkGAMgASgJEi4KBmxhYmVscxgEIAMoCzIeLmJlaGVzdC52MS5TZXNzaW9uLkxhYmVsc0VudHJ5EhUKDW1ldGFkYXRhX2pzb24YBSABKAkSEwoLaXNfYXJjaGl2ZWQYBiABKAgSEQoJaXNfaGlkZGVuGAcgASgIEi8KC2NyZWF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASHgoWZm9ya2VkX2Zyb21fc2Vzc2lvbl9pZBgKIAEoCRIVCg1hY3RpdmVfcnVuX2lkGAsgASgJEhYKDnF1ZXVlZF9ydW5faWRzGAwgAygJEg8KB3ZlcnNpb24YDSABKAMSDQoFdG9vbHMYDiADKAkSIQoGYnVkZ2V0GCEgASgLMhEuYmVoZXN0LnYxLkJ1ZGdldBIoCgpidWRnZXRfdXNlGCIgASgLMhQuYmVoZXN0LnYxLkJ1ZGdldFVzZRI4ChJjb21wYWN0aW9uX2NpcmN1aXQYHiABKAsyHC5iZWhlc3QudjEuQ29tcGFjdGlvbkNpcmN1aXQaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJlChFDb21wYWN0aW9uQ2lyY3VpdBIQCghmYWlsdXJlcxgBIAEoBRIuCgpvcGVuX3VudGlsGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZyZWFzb24YAyABKAliBnByb3RvMw", [file_behest_v1_usage, file_google_protobuf_timestamp]);
 
 /**
  * Session is an ordered conversation: the runs that were started on it, one after the other.
@@ -118,6 +120,28 @@ export type Session = Message<"behest.v1.Session"> & {
    * @generated from field: repeated string tools = 14;
    */
   tools: string[];
+
+  /**
+   * The most that the session may use in all, its runs with their child runs, its embeddings and summaries together.
+   * Unset: no limit of its own.
+   *
+   * @generated from field: behest.v1.Budget budget = 33;
+   */
+  budget?: Budget | undefined;
+
+  /**
+   * How much of it is used. Filled by GetSession only.
+   *
+   * @generated from field: behest.v1.BudgetUse budget_use = 34;
+   */
+  budgetUse?: BudgetUse | undefined;
+
+  /**
+   * How summarising the session fares. Unset: nothing has failed. Filled by GetSession only.
+   *
+   * @generated from field: behest.v1.CompactionCircuit compaction_circuit = 30;
+   */
+  compactionCircuit?: CompactionCircuit | undefined;
 };
 
 /**
@@ -126,4 +150,40 @@ export type Session = Message<"behest.v1.Session"> & {
  */
 export const SessionSchema: GenMessage<Session> = /*@__PURE__*/
   messageDesc(file_behest_v1_session, 0);
+
+/**
+ * CompactionCircuit counts failures to summarise a session. Three in a row open it: for a while nothing is summarised,
+ * and the session goes on with its history cut to what fits.
+ *
+ * @generated from message behest.v1.CompactionCircuit
+ */
+export type CompactionCircuit = Message<"behest.v1.CompactionCircuit"> & {
+  /**
+   * Failures in a row.
+   *
+   * @generated from field: int32 failures = 1;
+   */
+  failures: number;
+
+  /**
+   * Until when nothing is summarised. Unset: the circuit is closed.
+   *
+   * @generated from field: google.protobuf.Timestamp open_until = 2;
+   */
+  openUntil?: Timestamp | undefined;
+
+  /**
+   * Reason of the last failure, a name of ErrorReason.
+   *
+   * @generated from field: string reason = 3;
+   */
+  reason: string;
+};
+
+/**
+ * Describes the message behest.v1.CompactionCircuit.
+ * Use `create(CompactionCircuitSchema)` to create a new message.
+ */
+export const CompactionCircuitSchema: GenMessage<CompactionCircuit> = /*@__PURE__*/
+  messageDesc(file_behest_v1_session, 1);
 

@@ -8,6 +8,8 @@ import type { Message as Message$1 } from "./message_pb.js";
 import { file_behest_v1_message } from "./message_pb.js";
 import type { Session } from "./session_pb.js";
 import { file_behest_v1_session } from "./session_pb.js";
+import type { Usage } from "./usage_pb.js";
+import { file_behest_v1_usage } from "./usage_pb.js";
 import type { FieldMask } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_field_mask } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
@@ -16,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/session_service.proto.
  */
 export const file_behest_v1_session_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch9iZWhlc3QvdjEvc2Vzc2lvbl9zZXJ2aWNlLnByb3RvEgliZWhlc3QudjEiTwoUQ3JlYXRlU2Vzc2lvblJlcXVlc3QSIwoHc2Vzc2lvbhgBIAEoCzISLmJlaGVzdC52MS5TZXNzaW9uEhIKCnJlcXVlc3RfaWQYAiABKAkiTgoVQ3JlYXRlU2Vzc2lvblJlc3BvbnNlEiMKB3Nlc3Npb24YASABKAsyEi5iZWhlc3QudjEuU2Vzc2lvbhIQCghyZXBsYXllZBgCIAEoCCInChFHZXRTZXNzaW9uUmVxdWVzdBISCgpzZXNzaW9uX2lkGAEgASgJIjkKEkdldFNlc3Npb25SZXNwb25zZRIjCgdzZXNzaW9uGAEgASgLMhIuYmVoZXN0LnYxLlNlc3Npb24i2QEKE0xpc3RTZXNzaW9uc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkSOgoGbGFiZWxzGAMgAygLMiouYmVoZXN0LnYxLkxpc3RTZXNzaW9uc1JlcXVlc3QuTGFiZWxzRW50cnkSGAoQaW5jbHVkZV9hcmNoaXZlZBgEIAEoCBIWCg5pbmNsdWRlX2hpZGRlbhgFIAEoCBotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIlUKFExpc3RTZXNzaW9uc1Jlc3BvbnNlEiQKCHNlc3Npb25zGAEgAygLMhIuYmVoZXN0LnYxLlNlc3Npb24SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJImwKFFVwZGF0ZVNlc3Npb25SZXF1ZXN0EiMKB3Nlc3Npb24YASABKAsyEi5iZWhlc3QudjEuU2Vzc2lvbhIvCgt1cGRhdGVfbWFzaxgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5GaWVsZE1hc2siPAoVVXBkYXRlU2Vzc2lvblJlc3BvbnNlEiMKB3Nlc3Npb24YASABKAsyEi5iZWhlc3QudjEuU2Vzc2lvbiIqChREZWxldGVTZXNzaW9uUmVxdWVzdBISCgpzZXNzaW9uX2lkGAEgASgJIhcKFURlbGV0ZVNlc3Npb25SZXNwb25zZSJrChJGb3JrU2Vzc2lvblJlcXVlc3QSGQoRc291cmNlX3Nlc3Npb25faWQYASABKAkSFwoPdXB0b19tZXNzYWdlX2lkGAIgASgJEg0KBXRpdGxlGAMgASgJEhIKCnJlcXVlc3RfaWQYBCABKAkiTAoTRm9ya1Nlc3Npb25SZXNwb25zZRIjCgdzZXNzaW9uGAEgASgLMhIuYmVoZXN0LnYxLlNlc3Npb24SEAoIcmVwbGF5ZWQYAiABKAgiawoTTGlzdE1lc3NhZ2VzUmVxdWVzdBISCgpzZXNzaW9uX2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEhkKEWluY2x1ZGVfc3VtbWFyaWVzGAQgASgIIlUKFExpc3RNZXNzYWdlc1Jlc3BvbnNlEiQKCG1lc3NhZ2VzGAEgAygLMhIuYmVoZXN0LnYxLk1lc3NhZ2USFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIjoKFUNvbXBhY3RTZXNzaW9uUmVxdWVzdBISCgpzZXNzaW9uX2lkGAEgASgJEg0KBW1vZGVsGAIgASgJImEKFkNvbXBhY3RTZXNzaW9uUmVzcG9uc2USGgoSc3VtbWFyeV9tZXNzYWdlX2lkGAEgASgJEhUKDXRva2Vuc19iZWZvcmUYAiABKAMSFAoMdG9rZW5zX2FmdGVyGAMgASgDIioKFEV4cG9ydFNlc3Npb25SZXF1ZXN0EhIKCnNlc3Npb25faWQYASABKAkiJgoVRXhwb3J0U2Vzc2lvblJlc3BvbnNlEg0KBWNodW5rGAEgASgMIjkKFEltcG9ydFNlc3Npb25SZXF1ZXN0EhIKCnJlcXVlc3RfaWQYASABKAkSDQoFY2h1bmsYAiABKAwiTgoVSW1wb3J0U2Vzc2lvblJlc3BvbnNlEiMKB3Nlc3Npb24YASABKAsyEi5iZWhlc3QudjEuU2Vzc2lvbhIQCghyZXBsYXllZBgCIAEoCDLqBgoOU2Vzc2lvblNlcnZpY2USVAoNQ3JlYXRlU2Vzc2lvbhIfLmJlaGVzdC52MS5DcmVhdGVTZXNzaW9uUmVxdWVzdBogLmJlaGVzdC52MS5DcmVhdGVTZXNzaW9uUmVzcG9uc2UiABJOCgpHZXRTZXNzaW9uEhwuYmVoZXN0LnYxLkdldFNlc3Npb25SZXF1ZXN0Gh0uYmVoZXN0LnYxLkdldFNlc3Npb25SZXNwb25zZSIDkAIBElQKDExpc3RTZXNzaW9ucxIeLmJlaGVzdC52MS5MaXN0U2Vzc2lvbnNSZXF1ZXN0Gh8uYmVoZXN0LnYxLkxpc3RTZXNzaW9uc1Jlc3BvbnNlIgOQAgESVAoNVXBkYXRlU2Vzc2lvbhIfLmJlaGVzdC52MS5VcGRhdGVTZXNzaW9uUmVxdWVzdBogLmJlaGVzdC52MS5VcGRhdGVTZXNzaW9uUmVzcG9uc2UiABJUCg1EZWxldGVTZXNzaW9uEh8uYmVoZXN0LnYxLkRlbGV0ZVNlc3Npb25SZXF1ZXN0GiAuYmVoZXN0LnYxLkRlbGV0ZVNlc3Npb25SZXNwb25zZSIAEk4KC0ZvcmtTZXNzaW9uEh0uYmVoZXN0LnYxLkZvcmtTZXNzaW9uUmVxdWVzdBoeLmJlaGVzdC52MS5Gb3JrU2Vzc2lvblJlc3BvbnNlIgASVAoMTGlzdE1lc3NhZ2VzEh4uYmVoZXN0LnYxLkxpc3RNZXNzYWdlc1JlcXVlc3QaHy5iZWhlc3QudjEuTGlzdE1lc3NhZ2VzUmVzcG9uc2UiA5ACARJXCg5Db21wYWN0U2Vzc2lvbhIgLmJlaGVzdC52MS5Db21wYWN0U2Vzc2lvblJlcXVlc3QaIS5iZWhlc3QudjEuQ29tcGFjdFNlc3Npb25SZXNwb25zZSIAElkKDUV4cG9ydFNlc3Npb24SHy5iZWhlc3QudjEuRXhwb3J0U2Vzc2lvblJlcXVlc3QaIC5iZWhlc3QudjEuRXhwb3J0U2Vzc2lvblJlc3BvbnNlIgOQAgEwARJWCg1JbXBvcnRTZXNzaW9uEh8uYmVoZXN0LnYxLkltcG9ydFNlc3Npb25SZXF1ZXN0GiAuYmVoZXN0LnYxLkltcG9ydFNlc3Npb25SZXNwb25zZSIAKAFiBnByb3RvMw", [file_behest_v1_message, file_behest_v1_session, file_google_protobuf_field_mask]);
+  fileDesc("Ch9iZWhlc3QvdjEvc2Vzc2lvbl9zZXJ2aWNlLnByb3RvEgliZWhlc3QudjEiTwoUQ3JlYXRlU2Vzc2lvblJlcXVlc3QSIwoHc2Vzc2lvbhgBIAEoCzISLmJlaGVzdC52MS5TZXNzaW9uEhIKCnJlcXVlc3RfaWQYAiABKAkiTgoVQ3JlYXRlU2Vzc2lvblJlc3BvbnNlEiMKB3Nlc3Npb24YASABKAsyEi5iZWhlc3QudjEuU2Vzc2lvbhIQCghyZXBsYXllZBgCIAEoCCInChFHZXRTZXNzaW9uUmVxdWVzdBISCgpzZXNzaW9uX2lkGAEgASgJIjkKEkdldFNlc3Npb25SZXNwb25zZRIjCgdzZXNzaW9uGAEgASgLMhIuYmVoZXN0LnYxLlNlc3Npb24i2QEKE0xpc3RTZXNzaW9uc1JlcXVlc3QSEQoJcGFnZV9zaXplGAEgASgFEhIKCnBhZ2VfdG9rZW4YAiABKAkSOgoGbGFiZWxzGAMgAygLMiouYmVoZXN0LnYxLkxpc3RTZXNzaW9uc1JlcXVlc3QuTGFiZWxzRW50cnkSGAoQaW5jbHVkZV9hcmNoaXZlZBgEIAEoCBIWCg5pbmNsdWRlX2hpZGRlbhgFIAEoCBotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBIlUKFExpc3RTZXNzaW9uc1Jlc3BvbnNlEiQKCHNlc3Npb25zGAEgAygLMhIuYmVoZXN0LnYxLlNlc3Npb24SFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJImwKFFVwZGF0ZVNlc3Npb25SZXF1ZXN0EiMKB3Nlc3Npb24YASABKAsyEi5iZWhlc3QudjEuU2Vzc2lvbhIvCgt1cGRhdGVfbWFzaxgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5GaWVsZE1hc2siPAoVVXBkYXRlU2Vzc2lvblJlc3BvbnNlEiMKB3Nlc3Npb24YASABKAsyEi5iZWhlc3QudjEuU2Vzc2lvbiIqChREZWxldGVTZXNzaW9uUmVxdWVzdBISCgpzZXNzaW9uX2lkGAEgASgJIhcKFURlbGV0ZVNlc3Npb25SZXNwb25zZSJrChJGb3JrU2Vzc2lvblJlcXVlc3QSGQoRc291cmNlX3Nlc3Npb25faWQYASABKAkSFwoPdXB0b19tZXNzYWdlX2lkGAIgASgJEg0KBXRpdGxlGAMgASgJEhIKCnJlcXVlc3RfaWQYBCABKAkiTAoTRm9ya1Nlc3Npb25SZXNwb25zZRIjCgdzZXNzaW9uGAEgASgLMhIuYmVoZXN0LnYxLlNlc3Npb24SEAoIcmVwbGF5ZWQYAiABKAgiawoTTGlzdE1lc3NhZ2VzUmVxdWVzdBISCgpzZXNzaW9uX2lkGAEgASgJEhEKCXBhZ2Vfc2l6ZRgCIAEoBRISCgpwYWdlX3Rva2VuGAMgASgJEhkKEWluY2x1ZGVfc3VtbWFyaWVzGAQgASgIIlUKFExpc3RNZXNzYWdlc1Jlc3BvbnNlEiQKCG1lc3NhZ2VzGAEgAygLMhIuYmVoZXN0LnYxLk1lc3NhZ2USFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJIlYKFUNvbXBhY3RTZXNzaW9uUmVxdWVzdBISCgpzZXNzaW9uX2lkGAEgASgJEg0KBW1vZGVsGAIgASgJEhoKEm9ubHlfcmVzZXRfY2lyY3VpdBgDIAEoCCKCAQoWQ29tcGFjdFNlc3Npb25SZXNwb25zZRIaChJzdW1tYXJ5X21lc3NhZ2VfaWQYASABKAkSFQoNdG9rZW5zX2JlZm9yZRgCIAEoAxIUCgx0b2tlbnNfYWZ0ZXIYAyABKAMSHwoFdXNhZ2UYBCABKAsyEC5iZWhlc3QudjEuVXNhZ2UiKgoURXhwb3J0U2Vzc2lvblJlcXVlc3QSEgoKc2Vzc2lvbl9pZBgBIAEoCSImChVFeHBvcnRTZXNzaW9uUmVzcG9uc2USDQoFY2h1bmsYASABKAwiOQoUSW1wb3J0U2Vzc2lvblJlcXVlc3QSEgoKcmVxdWVzdF9pZBgBIAEoCRINCgVjaHVuaxgCIAEoDCJOChVJbXBvcnRTZXNzaW9uUmVzcG9uc2USIwoHc2Vzc2lvbhgBIAEoCzISLmJlaGVzdC52MS5TZXNzaW9uEhAKCHJlcGxheWVkGAIgASgIMuoGCg5TZXNzaW9uU2VydmljZRJUCg1DcmVhdGVTZXNzaW9uEh8uYmVoZXN0LnYxLkNyZWF0ZVNlc3Npb25SZXF1ZXN0GiAuYmVoZXN0LnYxLkNyZWF0ZVNlc3Npb25SZXNwb25zZSIAEk4KCkdldFNlc3Npb24SHC5iZWhlc3QudjEuR2V0U2Vzc2lvblJlcXVlc3QaHS5iZWhlc3QudjEuR2V0U2Vzc2lvblJlc3BvbnNlIgOQAgESVAoMTGlzdFNlc3Npb25zEh4uYmVoZXN0LnYxLkxpc3RTZXNzaW9uc1JlcXVlc3QaHy5iZWhlc3QudjEuTGlzdFNlc3Npb25zUmVzcG9uc2UiA5ACARJUCg1VcGRhdGVTZXNzaW9uEh8uYmVoZXN0LnYxLlVwZGF0ZVNlc3Npb25SZXF1ZXN0GiAuYmVoZXN0LnYxLlVwZGF0ZVNlc3Npb25SZXNwb25zZSIAElQKDURlbGV0ZVNlc3Npb24SHy5iZWhlc3QudjEuRGVsZXRlU2Vzc2lvblJlcXVlc3QaIC5iZWhlc3QudjEuRGVsZXRlU2Vzc2lvblJlc3BvbnNlIgASTgoLRm9ya1Nlc3Npb24SHS5iZWhlc3QudjEuRm9ya1Nlc3Npb25SZXF1ZXN0Gh4uYmVoZXN0LnYxLkZvcmtTZXNzaW9uUmVzcG9uc2UiABJUCgxMaXN0TWVzc2FnZXMSHi5iZWhlc3QudjEuTGlzdE1lc3NhZ2VzUmVxdWVzdBofLmJlaGVzdC52MS5MaXN0TWVzc2FnZXNSZXNwb25zZSIDkAIBElcKDkNvbXBhY3RTZXNzaW9uEiAuYmVoZXN0LnYxLkNvbXBhY3RTZXNzaW9uUmVxdWVzdBohLmJlaGVzdC52MS5Db21wYWN0U2Vzc2lvblJlc3BvbnNlIgASWQoNRXhwb3J0U2Vzc2lvbhIfLmJlaGVzdC52MS5FeHBvcnRTZXNzaW9uUmVxdWVzdBogLmJlaGVzdC52MS5FeHBvcnRTZXNzaW9uUmVzcG9uc2UiA5ACATABElYKDUltcG9ydFNlc3Npb24SHy5iZWhlc3QudjEuSW1wb3J0U2Vzc2lvblJlcXVlc3QaIC5iZWhlc3QudjEuSW1wb3J0U2Vzc2lvblJlc3BvbnNlIgAoAWIGcHJvdG8z", [file_behest_v1_message, file_behest_v1_session, file_behest_v1_usage, file_google_protobuf_field_mask]);
 
 /**
  * CreateSessionRequest asks for a session.
@@ -25,7 +27,7 @@ export const file_behest_v1_session_service: GenFile = /*@__PURE__*/
  */
 export type CreateSessionRequest = Message<"behest.v1.CreateSessionRequest"> & {
   /**
-   * The session. The client may set id ([A-Za-z0-9_-]{1,64}), title, agent_id, labels and metadata_json.
+   * The session. The client may set id ([A-Za-z0-9_-]{1,64}), title, agent_id, labels, metadata_json, tools and budget.
    *
    * @generated from field: behest.v1.Session session = 1;
    */
@@ -207,7 +209,7 @@ export type UpdateSessionRequest = Message<"behest.v1.UpdateSessionRequest"> & {
   session?: Session | undefined;
 
   /**
-   * Required. The fields to change: title, agent_id, labels, metadata_json, is_archived.
+   * Required. The fields to change: title, agent_id, labels, metadata_json, is_archived, tools, budget.
    *
    * @generated from field: google.protobuf.FieldMask update_mask = 2;
    */
@@ -432,11 +434,18 @@ export type CompactSessionRequest = Message<"behest.v1.CompactSessionRequest"> &
   sessionId: string;
 
   /**
-   * The model that writes the summary, "provider/name". Empty: the configured one.
+   * The model that writes the summary, "provider/name". Empty: the configured one, else that of the session's agent.
    *
    * @generated from field: string model = 2;
    */
   model: string;
+
+  /**
+   * Closes the session's circuit and summarises nothing.
+   *
+   * @generated from field: bool only_reset_circuit = 3;
+   */
+  onlyResetCircuit: boolean;
 };
 
 /**
@@ -472,6 +481,13 @@ export type CompactSessionResponse = Message<"behest.v1.CompactSessionResponse">
    * @generated from field: int64 tokens_after = 3;
    */
   tokensAfter: bigint;
+
+  /**
+   * What summarising consumed.
+   *
+   * @generated from field: behest.v1.Usage usage = 4;
+   */
+  usage?: Usage | undefined;
 };
 
 /**
@@ -627,7 +643,8 @@ export const SessionService: GenService<{
     output: typeof UpdateSessionResponseSchema;
   },
   /**
-   * Deletes a session with its runs, messages, usage, artifacts and scratch data. Idempotent.
+   * Deletes a session with its runs, messages, artifacts and scratch data. What it used stays counted, without naming
+   * the session and its runs. Idempotent.
    * Fails with SESSION_BUSY while a run of it is not ended.
    *
    * @generated from rpc behest.v1.SessionService.DeleteSession
@@ -658,7 +675,9 @@ export const SessionService: GenService<{
     output: typeof ListMessagesResponseSchema;
   },
   /**
-   * Puts a summary in the place of the oldest messages, for the model only; they can still be listed.
+   * Puts a summary in the place of the oldest messages, for the model only; they can still be listed. It is tried
+   * whatever the session's circuit says, and closes it when it succeeds.
+   * Fails with SESSION_BUSY while a run of the session is active, and with what the model's provider fails with.
    *
    * @generated from rpc behest.v1.SessionService.CompactSession
    */

@@ -4,13 +4,15 @@
 
 import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import type { Timestamp } from "@bufbuild/protobuf/wkt";
+import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
 
 /**
  * Describes the file behest/v1/usage.proto.
  */
 export const file_behest_v1_usage: GenFile = /*@__PURE__*/
-  fileDesc("ChViZWhlc3QvdjEvdXNhZ2UucHJvdG8SCWJlaGVzdC52MSLJAQoFVXNhZ2USFAoMaW5wdXRfdG9rZW5zGAEgASgDEhUKDW91dHB1dF90b2tlbnMYAiABKAMSGwoTY2FjaGVkX2lucHV0X3Rva2VucxgDIAEoAxIaChJjYWNoZV93cml0ZV90b2tlbnMYBCABKAMSGAoQcmVhc29uaW5nX3Rva2VucxgFIAEoAxIbCg5jb3N0X21pY3JvX3VzZBgGIAEoA0gAiAEBEhAKCGF0dGVtcHRzGAcgASgFQhEKD19jb3N0X21pY3JvX3VzZCpiCgtVc2FnZVNvdXJjZRIcChhVU0FHRV9TT1VSQ0VfVU5TUEVDSUZJRUQQABIZChVVU0FHRV9TT1VSQ0VfUkVQT1JURUQQARIaChZVU0FHRV9TT1VSQ0VfRVNUSU1BVEVEEAJiBnByb3RvMw");
+  fileDesc("ChViZWhlc3QvdjEvdXNhZ2UucHJvdG8SCWJlaGVzdC52MSLJAQoFVXNhZ2USFAoMaW5wdXRfdG9rZW5zGAEgASgDEhUKDW91dHB1dF90b2tlbnMYAiABKAMSGwoTY2FjaGVkX2lucHV0X3Rva2VucxgDIAEoAxIaChJjYWNoZV93cml0ZV90b2tlbnMYBCABKAMSGAoQcmVhc29uaW5nX3Rva2VucxgFIAEoAxIbCg5jb3N0X21pY3JvX3VzZBgGIAEoA0gAiAEBEhAKCGF0dGVtcHRzGAcgASgFQhEKD19jb3N0X21pY3JvX3VzZCKaAQoGQnVkZ2V0Eh0KEG1heF90b3RhbF90b2tlbnMYASABKANIAIgBARIfChJtYXhfY29zdF9taWNyb191c2QYAiABKANIAYgBARIWCgltYXhfY2FsbHMYAyABKANIAogBAUITChFfbWF4X3RvdGFsX3Rva2Vuc0IVChNfbWF4X2Nvc3RfbWljcm9fdXNkQgwKCl9tYXhfY2FsbHMilQIKCUJ1ZGdldFVzZRIhCgZidWRnZXQYASABKAsyES5iZWhlc3QudjEuQnVkZ2V0Eg4KBnRva2VucxgCIAEoAxIWCg5jb3N0X21pY3JvX3VzZBgDIAEoAxINCgVjYWxscxgEIAEoAxIXCg9yZXNlcnZlZF90b2tlbnMYBSABKAMSHwoXcmVzZXJ2ZWRfY29zdF9taWNyb191c2QYBiABKAMSFgoOcmVzZXJ2ZWRfY2FsbHMYByABKAMSLgoKc3RhcnRfdGltZRgIIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZW5kX3RpbWUYCSABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wKmIKC1VzYWdlU291cmNlEhwKGFVTQUdFX1NPVVJDRV9VTlNQRUNJRklFRBAAEhkKFVVTQUdFX1NPVVJDRV9SRVBPUlRFRBABEhoKFlVTQUdFX1NPVVJDRV9FU1RJTUFURUQQAmIGcHJvdG8z", [file_google_protobuf_timestamp]);
 
 /**
  * Usage counts what model calls consumed. Sums over attempts are plain additions of each field.
@@ -74,6 +76,120 @@ export type Usage = Message<"behest.v1.Usage"> & {
  */
 export const UsageSchema: GenMessage<Usage> = /*@__PURE__*/
   messageDesc(file_behest_v1_usage, 0);
+
+/**
+ * Budget is the most that model calls may use together. Before each call the most that it is known to need is set aside
+ * on every budget that it is charged to, and the call is refused when one of them would be passed; when it has ended,
+ * what it really used is charged instead. An unset field is no limit.
+ *
+ * @generated from message behest.v1.Budget
+ */
+export type Budget = Message<"behest.v1.Budget"> & {
+  /**
+   * Most tokens in all, sent and received.
+   *
+   * @generated from field: optional int64 max_total_tokens = 1;
+   */
+  maxTotalTokens?: bigint | undefined;
+
+  /**
+   * Most money, in millionths of a US dollar; a model without a price is refused then.
+   *
+   * @generated from field: optional int64 max_cost_micro_usd = 2;
+   */
+  maxCostMicroUsd?: bigint | undefined;
+
+  /**
+   * Most calls, each attempt counted.
+   *
+   * @generated from field: optional int64 max_calls = 3;
+   */
+  maxCalls?: bigint | undefined;
+};
+
+/**
+ * Describes the message behest.v1.Budget.
+ * Use `create(BudgetSchema)` to create a new message.
+ */
+export const BudgetSchema: GenMessage<Budget> = /*@__PURE__*/
+  messageDesc(file_behest_v1_usage, 1);
+
+/**
+ * BudgetUse says how much of a budget is used.
+ *
+ * @generated from message behest.v1.BudgetUse
+ */
+export type BudgetUse = Message<"behest.v1.BudgetUse"> & {
+  /**
+   * The budget.
+   *
+   * @generated from field: behest.v1.Budget budget = 1;
+   */
+  budget?: Budget | undefined;
+
+  /**
+   * Tokens used by calls that have ended.
+   *
+   * @generated from field: int64 tokens = 2;
+   */
+  tokens: bigint;
+
+  /**
+   * What they cost, as far as it is known.
+   *
+   * @generated from field: int64 cost_micro_usd = 3;
+   */
+  costMicroUsd: bigint;
+
+  /**
+   * How many calls have ended.
+   *
+   * @generated from field: int64 calls = 4;
+   */
+  calls: bigint;
+
+  /**
+   * Tokens set aside for calls that go on.
+   *
+   * @generated from field: int64 reserved_tokens = 5;
+   */
+  reservedTokens: bigint;
+
+  /**
+   * Money set aside for them.
+   *
+   * @generated from field: int64 reserved_cost_micro_usd = 6;
+   */
+  reservedCostMicroUsd: bigint;
+
+  /**
+   * How many calls go on.
+   *
+   * @generated from field: int64 reserved_calls = 7;
+   */
+  reservedCalls: bigint;
+
+  /**
+   * When the period began. Unset: the budget is for all time.
+   *
+   * @generated from field: google.protobuf.Timestamp start_time = 8;
+   */
+  startTime?: Timestamp | undefined;
+
+  /**
+   * When the next period begins. Unset: never.
+   *
+   * @generated from field: google.protobuf.Timestamp end_time = 9;
+   */
+  endTime?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message behest.v1.BudgetUse.
+ * Use `create(BudgetUseSchema)` to create a new message.
+ */
+export const BudgetUseSchema: GenMessage<BudgetUse> = /*@__PURE__*/
+  messageDesc(file_behest_v1_usage, 2);
 
 /**
  * UsageSource says where the figures of one attempt come from. Clients must tolerate values they do not know.

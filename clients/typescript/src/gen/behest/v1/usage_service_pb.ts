@@ -4,7 +4,7 @@
 
 import type { GenEnum, GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
-import type { Usage } from "./usage_pb.js";
+import type { BudgetUse, Usage } from "./usage_pb.js";
 import { file_behest_v1_usage } from "./usage_pb.js";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/usage_service.proto.
  */
 export const file_behest_v1_usage_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch1iZWhlc3QvdjEvdXNhZ2Vfc2VydmljZS5wcm90bxIJYmVoZXN0LnYxIrQCChFRdWVyeVVzYWdlUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCRIrCghncm91cF9ieRgDIAMoDjIZLmJlaGVzdC52MS5Vc2FnZURpbWVuc2lvbhIuCgpzdGFydF90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghlbmRfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFbW9kZWwYBiABKAkSEAoIYWdlbnRfaWQYByABKAkSEgoKc2Vzc2lvbl9pZBgIIAEoCRIOCgZydW5faWQYCSABKAkSKAoHcHVycG9zZRgKIAEoDjIXLmJlaGVzdC52MS5Vc2FnZVB1cnBvc2UidAoSUXVlcnlVc2FnZVJlc3BvbnNlEiEKBHJvd3MYASADKAsyEy5iZWhlc3QudjEuVXNhZ2VSb3cSFwoPbmV4dF9wYWdlX3Rva2VuGAIgASgJEiIKBXRvdGFsGAMgASgLMhMuYmVoZXN0LnYxLlVzYWdlUm93Ip0CCghVc2FnZVJvdxILCgNkYXkYASABKAkSDQoFbW9kZWwYAiABKAkSEAoIYWdlbnRfaWQYAyABKAkSEgoKc2Vzc2lvbl9pZBgEIAEoCRIOCgZydW5faWQYBSABKAkSKAoHcHVycG9zZRgGIAEoDjIXLmJlaGVzdC52MS5Vc2FnZVB1cnBvc2USEQoJbmFtZXNwYWNlGAcgASgJEh8KBXVzYWdlGAggASgLMhAuYmVoZXN0LnYxLlVzYWdlEhcKD2VzdGltYXRlZF9jYWxscxgJIAEoAxIWCg51bnByaWNlZF9jYWxscxgKIAEoAxIcCg9jYWNoZV9oaXRfcmF0aW8YCyABKAFIAIgBAUISChBfY2FjaGVfaGl0X3JhdGlvKvIBCg5Vc2FnZURpbWVuc2lvbhIfChtVU0FHRV9ESU1FTlNJT05fVU5TUEVDSUZJRUQQABIXChNVU0FHRV9ESU1FTlNJT05fREFZEAESGQoVVVNBR0VfRElNRU5TSU9OX01PREVMEAISGQoVVVNBR0VfRElNRU5TSU9OX0FHRU5UEAMSGwoXVVNBR0VfRElNRU5TSU9OX1NFU1NJT04QBBIXChNVU0FHRV9ESU1FTlNJT05fUlVOEAUSGwoXVVNBR0VfRElNRU5TSU9OX1BVUlBPU0UQBhIdChlVU0FHRV9ESU1FTlNJT05fTkFNRVNQQUNFEAcqlwEKDFVzYWdlUHVycG9zZRIdChlVU0FHRV9QVVJQT1NFX1VOU1BFQ0lGSUVEEAASFQoRVVNBR0VfUFVSUE9TRV9SVU4QARIWChJVU0FHRV9QVVJQT1NFX0NIQVQQAhIbChdVU0FHRV9QVVJQT1NFX0VNQkVERElORxADEhwKGFVTQUdFX1BVUlBPU0VfQ09NUEFDVElPThAEMl4KDFVzYWdlU2VydmljZRJOCgpRdWVyeVVzYWdlEhwuYmVoZXN0LnYxLlF1ZXJ5VXNhZ2VSZXF1ZXN0Gh0uYmVoZXN0LnYxLlF1ZXJ5VXNhZ2VSZXNwb25zZSIDkAIBYgZwcm90bzM", [file_behest_v1_usage, file_google_protobuf_timestamp]);
+  fileDesc("Ch1iZWhlc3QvdjEvdXNhZ2Vfc2VydmljZS5wcm90bxIJYmVoZXN0LnYxIrQCChFRdWVyeVVzYWdlUmVxdWVzdBIRCglwYWdlX3NpemUYASABKAUSEgoKcGFnZV90b2tlbhgCIAEoCRIrCghncm91cF9ieRgDIAMoDjIZLmJlaGVzdC52MS5Vc2FnZURpbWVuc2lvbhIuCgpzdGFydF90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghlbmRfdGltZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDQoFbW9kZWwYBiABKAkSEAoIYWdlbnRfaWQYByABKAkSEgoKc2Vzc2lvbl9pZBgIIAEoCRIOCgZydW5faWQYCSABKAkSKAoHcHVycG9zZRgKIAEoDjIXLmJlaGVzdC52MS5Vc2FnZVB1cnBvc2UimgEKElF1ZXJ5VXNhZ2VSZXNwb25zZRIhCgRyb3dzGAEgAygLMhMuYmVoZXN0LnYxLlVzYWdlUm93EhcKD25leHRfcGFnZV90b2tlbhgCIAEoCRIiCgV0b3RhbBgDIAEoCzITLmJlaGVzdC52MS5Vc2FnZVJvdxIkCgZidWRnZXQYBCABKAsyFC5iZWhlc3QudjEuQnVkZ2V0VXNlIp0CCghVc2FnZVJvdxILCgNkYXkYASABKAkSDQoFbW9kZWwYAiABKAkSEAoIYWdlbnRfaWQYAyABKAkSEgoKc2Vzc2lvbl9pZBgEIAEoCRIOCgZydW5faWQYBSABKAkSKAoHcHVycG9zZRgGIAEoDjIXLmJlaGVzdC52MS5Vc2FnZVB1cnBvc2USEQoJbmFtZXNwYWNlGAcgASgJEh8KBXVzYWdlGAggASgLMhAuYmVoZXN0LnYxLlVzYWdlEhcKD2VzdGltYXRlZF9jYWxscxgJIAEoAxIWCg51bnByaWNlZF9jYWxscxgKIAEoAxIcCg9jYWNoZV9oaXRfcmF0aW8YCyABKAFIAIgBAUISChBfY2FjaGVfaGl0X3JhdGlvKvIBCg5Vc2FnZURpbWVuc2lvbhIfChtVU0FHRV9ESU1FTlNJT05fVU5TUEVDSUZJRUQQABIXChNVU0FHRV9ESU1FTlNJT05fREFZEAESGQoVVVNBR0VfRElNRU5TSU9OX01PREVMEAISGQoVVVNBR0VfRElNRU5TSU9OX0FHRU5UEAMSGwoXVVNBR0VfRElNRU5TSU9OX1NFU1NJT04QBBIXChNVU0FHRV9ESU1FTlNJT05fUlVOEAUSGwoXVVNBR0VfRElNRU5TSU9OX1BVUlBPU0UQBhIdChlVU0FHRV9ESU1FTlNJT05fTkFNRVNQQUNFEAcqlwEKDFVzYWdlUHVycG9zZRIdChlVU0FHRV9QVVJQT1NFX1VOU1BFQ0lGSUVEEAASFQoRVVNBR0VfUFVSUE9TRV9SVU4QARIWChJVU0FHRV9QVVJQT1NFX0NIQVQQAhIbChdVU0FHRV9QVVJQT1NFX0VNQkVERElORxADEhwKGFVTQUdFX1BVUlBPU0VfQ09NUEFDVElPThAEMl4KDFVzYWdlU2VydmljZRJOCgpRdWVyeVVzYWdlEhwuYmVoZXN0LnYxLlF1ZXJ5VXNhZ2VSZXF1ZXN0Gh0uYmVoZXN0LnYxLlF1ZXJ5VXNhZ2VSZXNwb25zZSIDkAIBYgZwcm90bzM", [file_behest_v1_usage, file_google_protobuf_timestamp]);
 
 /**
  * QueryUsageRequest is the request of QueryUsage. Filters are combined: a call must pass them all.
@@ -72,7 +72,7 @@ export type QueryUsageRequest = Message<"behest.v1.QueryUsageRequest"> & {
   agentId: string;
 
   /**
-   * Id of the session. Empty = all.
+   * Id of the session; what the child runs of its runs used is part of it. Empty = all.
    *
    * @generated from field: string session_id = 8;
    */
@@ -121,11 +121,18 @@ export type QueryUsageResponse = Message<"behest.v1.QueryUsageResponse"> & {
   nextPageToken: string;
 
   /**
-   * Sum of all rows of all pages.
+   * Sum of all rows of all pages. Every page has the same: calls that end after the first page was read are in none.
    *
    * @generated from field: behest.v1.UsageRow total = 3;
    */
   total?: UsageRow | undefined;
+
+  /**
+   * How much is used of the budget of the caller's namespace at present, whatever was asked for. Unset: it has none.
+   *
+   * @generated from field: behest.v1.BudgetUse budget = 4;
+   */
+  budget?: BudgetUse | undefined;
 };
 
 /**
@@ -261,7 +268,7 @@ export enum UsageDimension {
   AGENT = 3,
 
   /**
-   * The session.
+   * The session; for a child run that of the topmost run above it.
    *
    * @generated from enum value: USAGE_DIMENSION_SESSION = 4;
    */
@@ -352,7 +359,8 @@ export const UsageService: GenService<{
   /**
    * Sums usage over a range of time, in one row for each group.
    *
-   * The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID when the range ends before it begins.
+   * Each attempt of a call counts by itself. The rows add up to the total, to the micro-USD. Fails with REQUEST_INVALID
+   * when the range ends before it begins.
    *
    * @generated from rpc behest.v1.UsageService.QueryUsage
    */

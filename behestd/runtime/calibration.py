@@ -1,0 +1,45 @@
+"""What models really count, learned from the usage that they report: a ratio by model, in memory.
+
+Above: the performer, which notes each answer, and decisions, which are given the ratios. A daemon that starts knows
+nothing: estimates are used as they are until a few answers have come. Each step records the ratios that it used.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+
+from behestd.core.estimate import EXACT, PAIRS, SMALLEST_PAIR, ratio_of
+
+_MODELS = 4096
+
+
+class Calibration:
+    """Ratios of models, and the pairs of estimate and report that they come from."""
+
+    __slots__ = ("_pairs", "_ratios")
+
+    def __init__(self) -> None:
+        self._pairs: dict[str, deque[tuple[int, int]]] = {}
+        self._ratios: dict[str, int] = {}
+
+    @property
+    def ratios(self) -> Mapping[str, int]:
+        """The ratio of each model whose estimates are not right as they are, in thousandths."""
+        return self._ratios
+
+    def note(self, model: str, estimated: int, reported: int) -> None:
+        """Learn from one answer: the input tokens that were estimated, without correction, and those reported."""
+        if estimated < SMALLEST_PAIR or reported <= 0:
+            return
+        pairs = self._pairs.get(model)
+        if pairs is None:
+            if len(self._pairs) >= _MODELS:
+                return
+            pairs = self._pairs[model] = deque(maxlen=PAIRS)
+        pairs.append((estimated, reported))
+        ratio = ratio_of(tuple(pairs))
+        if ratio != EXACT:
+            self._ratios[model] = ratio
+        else:
+            self._ratios.pop(model, None)

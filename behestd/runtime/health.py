@@ -1,0 +1,178 @@
+"""What this daemon knows of the models that it calls: circuits, budgets of retries, and the operator's limits.
+
+Above: who calls models, each attempt inside an `Attempt`, and ModelService, which tells. Below: `core/circuit.py`,
+which says what outcomes mean, and `model_limits`. Everything is in memory and of this daemon alone: after a restart all
+endpoints count as well. While they are well, nothing is kept of them but the time of the last success.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from behest.v1.usage_pb2 import Usage
+from behestd.core import circuit
+from behestd.core.circuit import WELL, CircuitPolicy, Condition
+from behestd.core.route import Health
+from behestd.core.times import SECOND
+from behestd.providers.failure import NOT_SENT, ProviderFailure
+from behestd.runtime.clock import Clock
+from behestd.runtime.model_limits import Allowance, Gate
+
+logger = structlog.get_logger(__name__)
+
+_ALL_WELL = Health()
+
+
+class Endpoints:
+    """The condition of every endpoint that is called. Used on the loop alone; nothing here waits but an `Attempt`."""
+
+    __slots__ = ("_clock", "_conditions", "_gates", "_health", "_policy", "_success_ns")
+
+    def __init__(
+        self,
+        clock: Clock,
+        policy: CircuitPolicy | None = None,
+        allowances: Mapping[str, Allowance] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._policy = policy or CircuitPolicy()
+        self._gates = {endpoint: Gate(allowance, clock) for endpoint, allowance in (allowances or {}).items()}
+        self._conditions: dict[str, Condition] = {}
+        self._success_ns: dict[str, int] = {}
+        self._health = _ALL_WELL
+
+    def health(self) -> Health:
+        """What decisions go by: one value until an outcome changes it, the same one whenever all is well."""
+        return self._health
+
+    def condition(self, endpoint: str) -> Condition:
+        """What is known of an endpoint."""
+        return self._conditions.get(endpoint, WELL)
+
+    def success_ns(self, endpoint: str) -> int:
+        """When a call last succeeded; 0: none did since the start."""
+        return self._success_ns.get(endpoint, 0)
+
+    def attempt(self, endpoint: str, deadline_ns: int, *, is_retry: bool, tokens: int) -> Attempt:
+        """Make one attempt at an endpoint, to be entered around it. `tokens` is what it is likely to send."""
+        return Attempt(self, endpoint, self._gates.get(endpoint), (deadline_ns, is_retry, tokens))
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether any model has limits of the operator's."""
+        return bool(self._gates)
+
+    def left_seconds(self, deadline_ns: int) -> float:
+        """How long until a time; negative when it has passed."""
+        return (deadline_ns - self._clock.now_ns()) / SECOND
+
+    # --- what attempts tell ---
+
+    def begin(self, endpoint: str, *, is_retry: bool) -> bool:
+        """Let a call leave, and tell whether it is a probe. Raises ProviderFailure while the circuit is open."""
+        condition = self._conditions.get(endpoint, WELL)
+        if condition is WELL and not is_retry:
+            return False
+        now_ns = self._clock.now_ns()
+        if circuit.is_barred(condition, now_ns):
+            left_seconds = (condition.open_until_ns - now_ns) / SECOND
+            raise ProviderFailure(
+                "PROVIDER_UNAVAILABLE",
+                "it failed too often a moment ago and is left alone",
+                failure_class=NOT_SENT,
+                retry_after_seconds=left_seconds,
+            )
+        self._set(endpoint, circuit.begun(condition, self._policy, now_ns, is_retry=is_retry))
+        return condition.opened > 0
+
+    def succeed(self, endpoint: str) -> None:
+        """Take note of a success."""
+        now_ns = self._clock.now_ns()
+        self._success_ns[endpoint] = now_ns
+        condition = self._conditions.get(endpoint)
+        if condition is not None:
+            self._set(endpoint, circuit.succeeded(condition, self._policy, now_ns))
+
+    def fail(self, endpoint: str, failure: ProviderFailure, *, is_probe: bool) -> None:
+        """Take note of a failure of the endpoint's own."""
+        condition, now_ns = self._conditions.get(endpoint, WELL), self._clock.now_ns()
+        told = (failure.failure_class, failure.reason)
+        self._set(endpoint, circuit.failed(condition, self._policy, told, now_ns, is_probe=is_probe))
+
+    def drop(self, endpoint: str, *, is_probe: bool) -> None:
+        """Take note of a call of which nobody can say whether it would have succeeded."""
+        condition = self._conditions.get(endpoint)
+        if condition is not None:
+            self._set(endpoint, circuit.dropped(condition, self._clock.now_ns(), is_probe=is_probe))
+
+    def _set(self, endpoint: str, after: Condition) -> None:
+        before = self._conditions.get(endpoint, WELL)
+        if after is before:
+            return
+        if after is WELL:
+            del self._conditions[endpoint]
+        else:
+            self._conditions[endpoint] = after
+        if bool(after.opened) != bool(before.opened):
+            say = logger.warning if after.opened else logger.info
+            say("model circuit opened" if after.opened else "model circuit closed", model=endpoint)
+        self._health = self._told()
+
+    def _told(self) -> Health:
+        policy = self._policy
+        opened = {name: each.open_until_ns for name, each in self._conditions.items() if each.opened}
+        spent = {name: circuit.spent_until_ns(each, policy) for name, each in self._conditions.items() if each.spent}
+        spent = {name: until_ns for name, until_ns in spent.items() if until_ns}
+        return Health(opened, spent) if opened or spent else _ALL_WELL
+
+
+class Attempt:
+    """One attempt at an endpoint: entered, it may leave; left, its outcome has been taken note of.
+
+    Entering waits for the operator's limits. Raises ProviderFailure when the wait is too long, or the circuit open;
+    neither counts as a failure of the endpoint.
+    """
+
+    __slots__ = ("_asked", "_endpoint", "_endpoints", "_gate", "_is_probe", "_usage")
+
+    def __init__(self, endpoints: Endpoints, endpoint: str, gate: Gate | None, asked: tuple[int, bool, int]) -> None:
+        self._endpoints = endpoints
+        self._endpoint = endpoint
+        self._gate = gate
+        self._asked = asked
+        self._usage: Usage | None = None
+        self._is_probe = False
+
+    def used(self, usage: Usage) -> None:
+        """Say what the attempt used, for the limit of tokens; else what it was likely to send counts."""
+        self._usage = usage
+
+    async def __aenter__(self) -> Self:
+        deadline_ns, is_retry, tokens = self._asked
+        endpoints = self._endpoints
+        if self._gate is not None:
+            await self._gate.enter(tokens, endpoints.left_seconds(deadline_ns))
+        try:
+            self._is_probe = endpoints.begin(self._endpoint, is_retry=is_retry)
+        except ProviderFailure:
+            if self._gate is not None:
+                self._gate.leave(-tokens)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._endpoints.succeed(self._endpoint)
+        elif isinstance(error, ProviderFailure):
+            self._endpoints.fail(self._endpoint, error, is_probe=self._is_probe)
+        else:
+            self._endpoints.drop(self._endpoint, is_probe=self._is_probe)
+        if self._gate is not None:
+            usage, tokens = self._usage, self._asked[2]
+            self._gate.leave(usage.input_tokens + usage.output_tokens - tokens if usage is not None else 0)

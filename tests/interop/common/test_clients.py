@@ -1,0 +1,76 @@
+"""What every client does with a real daemon, in every language: it orders, follows over restarts and cancels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from behest.client import Client
+from tests.daemon_process import running
+from tests.interop.common.languages import BUILD_SECONDS, Language, program, told
+
+pytestmark = pytest.mark.timeout(BUILD_SECONDS + 180)
+
+CONFIG = "[limits]\ndrain_seconds = 0.1\n"
+WORDS = 120
+SLOW = f"/delay 25 /words {WORDS}"
+
+
+def sequences(seen: list[dict[str, Any]]) -> list[int]:
+    """The sequences of the events."""
+    return [fact["sequence"] for fact in seen if "sequence" in fact]
+
+
+def said(seen: list[dict[str, Any]]) -> str:
+    """The text, as far as it was not taken back."""
+    text = ""
+    for fact in seen:
+        text = "" if "discarded" in fact else text + fact.get("text", "")
+    return text
+
+
+async def test_a_run_is_ordered_followed_and_watched_from_any_event(language: Language, tmp_path: Path) -> None:  # C042
+    async with running(tmp_path, config=CONFIG) as daemon:
+        seen, end = await told(language, daemon.address, "follow", "hello 漢字 🙂")
+        async with Client(daemon.address) as client:
+            head = [event.sequence async for event in client.watch(end["run"]).events()][-1]
+        later, same = await told(language, daemon.address, "watch", end["run"], "2")
+        nothing, again = await told(language, daemon.address, "watch", end["run"], str(head))
+        _, cancelled = await told(language, daemon.address, "cancel", "/stall")
+        _, unknown = await told(language, daemon.address, "watch", "run_none", "0")
+        _, failed = await told(language, daemon.address, "follow", "/fail CONTENT_REFUSED")
+    assert sequences(seen) == list(range(1, head + 1))
+    assert (said(seen), end["output"], end["end"]) == ("hello 漢字 🙂", "hello 漢字 🙂", "completed")
+    assert sequences(later) == list(range(3, head + 1))
+    assert (nothing, same, again) == ([], end, end)
+    assert cancelled["end"] == "cancelled"
+    assert (unknown["end"], unknown["reason"]) == ("", "RUN_NOT_FOUND")
+    assert (failed["end"], failed["reason"]) == ("failed", "PROVIDER_CONTENT_REFUSED")
+
+
+async def test_a_stream_goes_on_over_restarts_without_a_lost_or_repeated_event(  # C081, C083, C085
+    language: Language, tmp_path: Path
+) -> None:
+    async with (
+        running(tmp_path, config=CONFIG) as daemon,
+        program(language, "client", daemon.address, "follow", SLOW) as client,
+    ):
+        seen: list[dict[str, Any]] = []
+        ends = [daemon.kill, daemon.terminate]
+        pieces = 0
+        async for fact in client.facts():
+            seen.append(fact)
+            pieces += "text" in fact
+            if ends and pieces == 5:
+                pieces = 0
+                await ends.pop(0)()
+                await daemon.start()
+        assert await client.end() == 0
+    end = seen[-1]
+    assert ends == []
+    assert sequences(seen) == list(range(1, sequences(seen)[-1] + 1))
+    assert end["end"] == "completed"
+    assert len(end["output"].split()) == WORDS
+    assert said(seen).endswith(end["output"])
