@@ -1,7 +1,7 @@
 """A real `behestd` in a process of its own, that can be ended in any way and started again where it was.
 
-Above: the demos and the tests whose subject is the process. The first start takes a free loopback port; every later one
-takes the same port and the same data, as a restarted service does.
+Above: the demos and the tests whose subject is the process. Every start takes the
+same loopback port, which nobody else gets, and the same data, as a restarted service does.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from tests import ports
+
 START_SECONDS = 20.0
 STOP_SECONDS = 10.0
 
@@ -22,10 +24,10 @@ class DaemonProcess:
     """A daemon that keeps its data, its configuration and its log in a directory. Made by `running`."""
 
     def __init__(
-        self, home: Path, *, config: str = "", env: Mapping[str, str] | None = None, address: str = "127.0.0.1:0"
+        self, home: Path, *, config: str = "", env: Mapping[str, str] | None = None, address: str = ""
     ) -> None:
         self.home = home
-        self.address = address
+        self.address = address or ports.address()
         self._config = config
         self._env = {**os.environ, **(env or {})}
         self._process: asyncio.subprocess.Process | None = None
@@ -90,7 +92,7 @@ class DaemonProcess:
 
 @asynccontextmanager
 async def running(
-    home: Path, *, config: str = "", env: Mapping[str, str] | None = None, address: str = "127.0.0.1:0"
+    home: Path, *, config: str = "", env: Mapping[str, str] | None = None, address: str = ""
 ) -> AsyncIterator[DaemonProcess]:
     """Start a daemon, and stop it in the end."""
     daemon = DaemonProcess(home, config=config, env=env, address=address)

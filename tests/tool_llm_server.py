@@ -8,14 +8,13 @@ llama-cpp-python, holds the model to the form of a call by a grammar.
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tests import llm_server
+from tests import llm_server, ports
 
 LOCK = llm_server.ROOT / "requirements-llm-tools.lock"
 VENV = llm_server.ROOT / ".venv-llm-tools"
@@ -43,7 +42,7 @@ def weights() -> Path:
 async def serving() -> AsyncIterator[str]:
     """Start the server in a process of its own, yield its base address, and stop it."""
     python, model = await asyncio.to_thread(install), await asyncio.to_thread(weights)
-    port = _free_port()
+    port = ports.reserved()
     command = [str(python), "-m", "llama_cpp.server", "--model", str(model), "--host", "127.0.0.1"]
     command += ["--port", str(port), "--n_ctx", str(CONTEXT_TOKENS), "--chat_format", "chatml-function-calling"]
     process = await asyncio.create_subprocess_exec(
@@ -60,13 +59,6 @@ async def serving() -> AsyncIterator[str]:
         if process.returncode is None:
             process.kill()
         await process.wait()
-
-
-def _free_port() -> int:
-    """Choose a port; the server takes none by itself and does not say which it got."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 async def _listens(process: asyncio.subprocess.Process, port: int) -> None:

@@ -23,6 +23,7 @@ from behest.v1.definition_pb2 import RunDefinition
 from behest.v1.event_pb2 import Event
 from behestd.log import frames
 from behestd.log.sqlite_schema import FILE_NAME
+from tests import ports
 
 START_SECONDS = 20.0
 EFFECTS = {
@@ -124,7 +125,7 @@ class Site:
 
     home: Path
     tools: str = ""
-    address: str = "127.0.0.1:0"
+    address: str = field(default_factory=ports.address)
     drain_seconds: float = 0.5
     grace_seconds: float = 1.0
     starts: int = 0

@@ -10,13 +10,14 @@ import json
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer
 from behest.v1.tool_pb2 import SideEffect, ToolPolicy
 from behestd.core.times import duration
+from tests import ports
 from tests.crash.harness import Site, site
 from tests.federation.workshop import LEDGER, RELEASE
 
@@ -37,7 +38,7 @@ class Workshop:
     """The process that has the tools, at one address however often it is started."""
 
     home: Path
-    address: str = "127.0.0.1:0"
+    address: str = field(default_factory=ports.address)
     process: asyncio.subprocess.Process | None = None
 
     async def start(self) -> None:

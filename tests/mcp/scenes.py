@@ -9,7 +9,6 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import sys
 import sysconfig
 from collections.abc import AsyncIterator, Callable
@@ -55,14 +54,6 @@ async def until(condition: Callable[[], Any]) -> None:
 def stdio_server(ledger: Ledger, *options: str) -> list[str]:
     """Return the command of an MCP server over stdin and stdout."""
     return [sys.executable, str(SERVER), str(ledger.path), *options]
-
-
-def free_port() -> int:
-    """Find a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def listening(port: int) -> None:

@@ -18,6 +18,7 @@ from behest.runs import RunHandle
 from behest.v1.event_pb2 import Event
 from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer
 from behest.v1.tool_pb2 import Executed, Progress, SideEffect, ToolPolicy
+from tests import ports
 from tests.daemon_process import running
 from tests.mcp.scenes import (
     PIPE,
@@ -26,7 +27,6 @@ from tests.mcp.scenes import (
     behest,
     bridge,
     ended,
-    free_port,
     http_server,
     killed,
     listening,
@@ -137,7 +137,7 @@ async def bridged(way: str, client: Client, ledger: Ledger) -> AsyncIterator[Non
         async with bridge(client.address, "--", *stdio_server(ledger, *options)):
             yield
         return
-    port = free_port()
+    port = ports.reserved()
     async with http_server(ledger, port, *options):
         async with bridge(client.address, "--url", f"http://127.0.0.1:{port}/mcp"):
             yield
@@ -192,7 +192,7 @@ async def test_a_server_that_dies_in_a_call_leaves_its_outcome_unknown(client: C
 async def test_an_http_server_that_dies_in_a_call_leaves_its_outcome_unknown(
     client: Client, ledger: Ledger
 ) -> None:  # N18
-    port = free_port()
+    port = ports.reserved()
     async with http_server(ledger, port), bridge(client.address, "--url", f"http://127.0.0.1:{port}/mcp"):
         events = await events_until(await client.run("/tool die"), "tool_outcome_unknown")
     assert len(of_kind(events, "tool_started")) == 1
@@ -215,7 +215,7 @@ async def test_the_operators_word_decides_that_a_call_may_be_repeated(client: Cl
 async def test_a_call_while_the_server_is_away_is_proved_not_executed(
     era: str, client: Client, ledger: Ledger
 ) -> None:  # N18
-    port = free_port()
+    port = ports.reserved()
     options = [era] if era else []
     async with http_server(ledger, port, *options) as first:
         async with bridge(client.address, "--url", f"http://127.0.0.1:{port}/mcp"):
@@ -236,7 +236,7 @@ async def test_a_call_while_the_server_is_away_is_proved_not_executed(
 
 
 async def test_a_session_that_the_server_forgot_is_opened_again(client: Client, ledger: Ledger) -> None:  # N18
-    port = free_port()
+    port = ports.reserved()
     async with http_server(ledger, port, "--legacy") as first:
         async with bridge(client.address, "--url", f"http://127.0.0.1:{port}/mcp"):
             await client.tools.call("add", '{"a": 1, "b": 1}')

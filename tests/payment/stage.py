@@ -17,6 +17,7 @@ from behest.client import Client
 from behest.v1.event_pb2 import Event
 from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer
 from behest.v1.tool_pb2 import SideEffect, ToolPolicy
+from tests import ports
 from tests.crash.harness import LedgerFile, Site, site
 from tests.payment.proxy import Proxy, proxy
 from tests.payment.shop import NAME
@@ -41,7 +42,7 @@ class Stage:
     place: Site
     link: Proxy | None = None
     shop: asyncio.subprocess.Process | None = None
-    port: int = 0
+    port: int = field(default_factory=ports.reserved)
     exits: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     async def open(self) -> None:

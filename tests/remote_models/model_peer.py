@@ -28,6 +28,7 @@ from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer
 from behest.v1.usage_pb2 import Usage, UsageSource
 from behestd.providers.failure import ProviderFailure
 from behestd.providers.scripted import Scripted
+from tests import ports
 from tests.attach.peer import Peer
 
 WAIT_SECONDS = 60.0
@@ -204,12 +205,12 @@ class Raw:
 
 
 @asynccontextmanager
-async def raw(play: Play = saying(piece("hi"), end("hi")), address: str = "127.0.0.1:0") -> AsyncIterator[Raw]:  # noqa: B008
+async def raw(play: Play = saying(piece("hi"), end("hi")), address: str = "") -> AsyncIterator[Raw]:  # noqa: B008
     """Serve by hand, on a free port unless an address is given."""
     made = Raw(play)
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers(tuple(made.handlers()))
-    port = server.add_insecure_port(address)
+    port = server.add_insecure_port(address or ports.address())
     made.address = f"127.0.0.1:{port}"
     await server.start()
     try:

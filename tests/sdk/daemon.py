@@ -32,6 +32,7 @@ from behest.v1 import (
     tool_event_pb2,
     tool_pb2,
 )
+from tests import ports
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator
@@ -218,7 +219,7 @@ async def served(daemon: FakeDaemon, port: int = 0) -> AsyncGenerator[int, None]
     """Serve on a loopback port, and stop at once afterwards, cutting what is open."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     run_service_pb2_grpc.add_RunServiceServicer_to_server(daemon, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    port = server.add_insecure_port(f"127.0.0.1:{port or ports.reserved()}")
     await server.start()
     try:
         yield port

@@ -29,6 +29,7 @@ from behest.v1.registry_service_pb2 import (
     AttachWelcome,
 )
 from behest.v1.tool_service_pb2 import CallToolRequest, GetCallStatusRequest
+from tests import ports
 from tests.sdk.daemon import abort
 
 SECONDS = 20
@@ -169,7 +170,7 @@ async def serving(desk: Desk, port: int = 0) -> AsyncIterator[int]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(desk, server)
     artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server(desk, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    port = server.add_insecure_port(f"127.0.0.1:{port or ports.reserved()}")
     await server.start()
     try:
         yield port

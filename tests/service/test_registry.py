@@ -30,6 +30,7 @@ from behestd.service.registry import Servers
 from behestd.service.scopes import Caller
 from behestd.service.settings import Settings
 from behestd.service.tools import Tools
+from tests import ports
 from tests.daemons import Served, refused, serve
 from tests.runs.scenes import NON_IDEMPOTENT, OPEN, PURE, Ledger, text_of, tools
 from tests.service.edges import connect, failure, metadata, reason, serving
@@ -59,7 +60,7 @@ async def tool_server(port: int = 0, *, name: str = "double", token: str = "") -
     server = ToolServer(token=token)
     server.tool(name=name, description="Double a number.")(double)
     async with server:
-        yield await server.serve(f"127.0.0.1:{port}")
+        yield await server.serve(f"127.0.0.1:{port or ports.reserved()}")
 
 
 async def until_state(served: Served, server_id: str, state: ServerState.ValueType) -> Server:

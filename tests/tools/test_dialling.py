@@ -23,6 +23,7 @@ from behestd.tools.schema import Validators
 from behestd.tools.tool import ToolFailure
 from behestd.wire.endpoint import EndpointRefused, Rules, allow_list, check
 from behestd.wire.remote_channel import Link, Tls
+from tests import ports
 from tests.daemon_process import running
 from tests.daemons import refused, serve
 from tests.runs.scenes import IDEMPOTENT, OPEN, events_of, only
@@ -122,7 +123,7 @@ async def test_a_name_that_turns_bad_is_not_dialled_again(answer: list[str]) -> 
 async def test_a_server_that_moves_is_found_at_its_new_address() -> None:  # C024, S8
     names = Names([["127.0.0.1"]])
     async with tool_server() as first:
-        port = await first.serve("127.0.0.1:0")
+        port = await first.serve(ports.address())
         async with remote(f"localhost:{port}", names) as reached:
             await reached.list_tools()
             await first.stop(0)
@@ -212,7 +213,7 @@ async def test_a_certificate_that_was_swapped_or_is_of_another_authority_ends_th
     evil = certificates(tmp_path / "evil", "tools.test")
     rules = Rules(allowed=allow_list(["127.0.0.0/8"]))
     async with tool_server(credentials=identity(pem, "tools.test")) as server:
-        port = await server.serve("127.0.0.1:0")
+        port = await server.serve(ports.address())
         names = Names([["127.0.0.1"]])
         async with remote(f"tools.test:{port}", names, rules, tls=Tls(pem["ca.crt"])) as reached:
             await reached.list_tools()

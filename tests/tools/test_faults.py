@@ -23,6 +23,7 @@ from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.tool_pb2 import Executed, Progress, Tool
 from behest.v1.tool_service_pb2 import CallToolResponse, CancelCallRequest, CancelCallResponse, ListToolsResponse
 from behestd.tools.tool import CannotTell, Done, NeverSeen, ToolFailure
+from tests import ports
 from tests.tools.calls import call, dialled, limits, nowhere, process
 
 NO, YES, UNKNOWN = Executed.EXECUTED_NO, Executed.EXECUTED_YES, Executed.EXECUTED_UNKNOWN
@@ -77,7 +78,7 @@ async def rogue(answer: Answer, **methods: Callable[[], bytes]) -> AsyncIterator
     handler = Rogue(answer, methods)
     server = grpc.aio.server(options=[("grpc.max_send_message_length", -1)])
     server.add_generic_rpc_handlers((handler,))
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_insecure_port(ports.address())
     await server.start()
     try:
         async with asyncio.timeout(20):
@@ -113,7 +114,7 @@ def sends(*frames: bytes) -> Answer:
 def silent_port() -> Iterator[str]:
     """A port that takes connections and says nothing."""
     with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
+        listening.bind(("127.0.0.1", ports.reserved()))
         listening.listen()
         yield f"127.0.0.1:{listening.getsockname()[1]}"
 

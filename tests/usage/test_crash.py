@@ -15,6 +15,7 @@ from behest.v1 import usage_service_pb2 as pb
 from behest.v1.chat_pb2 import Sampling
 from behest.v1.session_pb2 import Session
 from behest.v1.usage_pb2 import Budget, Usage
+from tests import ports
 from tests.daemon_process import DaemonProcess
 from tests.runs.scenes import TERMINAL
 
@@ -62,7 +63,7 @@ async def test_an_attempt_that_a_crash_cut_is_counted_once_and_its_reservation_i
     tmp_path: Path, point: str, ended_before: int | None
 ) -> None:  # N10 C115
     skip = ",after:1" if ended_before is None else ""
-    daemon = await start(tmp_path, "127.0.0.1:0", 10_000, f"{point}=kill{skip}")
+    daemon = await start(tmp_path, ports.address(), 10_000, f"{point}=kill{skip}")
     try:
         async with Client(daemon.address, patience=PATIENCE) as client:
             running = asyncio.create_task(client.run("/usage 30 5 /say done", run_id="r1", sampling=BOUNDED))
@@ -86,7 +87,7 @@ async def test_an_attempt_that_a_crash_cut_is_counted_once_and_its_reservation_i
 async def test_runs_that_are_killed_again_and_again_never_overspend_and_settle_once(tmp_path: Path) -> None:  # N10
     chance = random.Random(7)
     runs = [f"r{number}" for number in range(40)]
-    daemon = await start(tmp_path, "127.0.0.1:0", 1_500)
+    daemon = await start(tmp_path, ports.address(), 1_500)
     try:
         async with Client(daemon.address, patience=PATIENCE) as client:
             session = await client.sessions.create(Session(budget=Budget(max_calls=5)))
