@@ -1,4 +1,4 @@
-"""A model server in a process of its own that answers for either vendor, and spoils answers at a byte as it is told.
+"""A model server in a process of its own that speaks each interface, and spoils answers at a byte as it is told.
 
 Above: tests of faults. It speaks HTTP on a free loopback port. What is to go wrong stands in the conversation, as
 `[fault KIND POSITION KEY]`: the first request of a key, or the first that holds a tool's result when KIND ends in
@@ -25,12 +25,14 @@ KINDS = ("split", "cut", "end", "stall", "garble", "repeat", "error", "throttle"
 there. end: the body ends there, in good form. stall: nothing more comes. garble: the byte is none of UTF-8. repeat: it
 all begins again there. error: the vendor says that it is overloaded there. throttle: no stream, but status 429 with
 Retry-After, its body cut there."""
-VENDORS = ("anthropic", "openai")
+VENDORS = ("anthropic", "openai", "responses")
+"""The interfaces: of either vendor, and the newer one of the second."""
 START_SECONDS = 20.0
 _FAULT = re.compile(rb"\[fault ([a-z]+)(_late|_always)? (\d+) (\w+)\]")
 _HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 _THROTTLED = b"HTTP/1.1 429 X\r\ncontent-type: application/json\r\nretry-after: 0\r\ntransfer-encoding: chunked\r\n\r\n"
 _REFUSAL = b'{"type": "error", "error": {"type": "rate_limit_error", "message": "slow down"}}'
+_PATHS = {"messages": "anthropic", "completions": "openai", "responses": "responses"}
 _OVERLOADED = {"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}
 
 
@@ -79,11 +81,11 @@ class FaultServer:
             return False
         key = faults[0][4].decode()
         self._seen[key] += 1
-        is_late = b'"tool_result"' in body or b'"role":"tool"' in body
+        is_late = any(mark in body for mark in (b'"tool_result"', b'"role":"tool"', b'"function_call_output"'))
         is_first = key not in self._late if is_late else self._seen[key] == 1
         if is_late:
             self._late.add(key)
-        vendor = "anthropic" if path.endswith("/messages") else "openai"
+        vendor = _PATHS[path.rpartition("/")[2]]
         data = recorded(vendor, "text" if is_late else "call", self._seen[key])
         hit = next((fault for fault in faults if _hits(fault[2] or b"", is_late, is_first)), None)
         kind, position = (hit[1].decode(), int(hit[3])) if hit is not None else ("", 0)
@@ -127,7 +129,7 @@ async def _write(writer: asyncio.StreamWriter, data: bytes, kind: str, position:
 
 def _error(vendor: str) -> bytes:
     text = json.dumps(_OVERLOADED).encode()
-    return (b"event: error\n" if vendor == "anthropic" else b"") + b"data: " + text + b"\n\n"
+    return (b"" if vendor == "openai" else b"event: error\n") + b"data: " + text + b"\n\n"
 
 
 def _chunk(piece: bytes) -> bytes:

@@ -12,6 +12,7 @@ import selectors
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Literal
 
 import httpx2
 import pytest
@@ -71,7 +72,10 @@ def provider(vendor: str, url: str) -> Provider:
     )
     if vendor == "anthropic":
         return Anthropic(AnthropicSettings(id=vendor, base_url=url, connect_seconds=PATIENCE_SECONDS), [model])
-    return OpenAi(OpenAiSettings(id=vendor, base_url=url, connect_seconds=PATIENCE_SECONDS), [model])
+    interface: Literal["chat_completions", "responses"]
+    interface = "responses" if vendor == "responses" else "chat_completions"
+    settings = OpenAiSettings(id=vendor, base_url=url, connect_seconds=PATIENCE_SECONDS, interface=interface)
+    return OpenAi(settings, [model])
 
 
 @dataclass

@@ -116,9 +116,12 @@ async function* callTool(
   if (running.outcome instanceof Refused) {
     throw running.outcome;
   }
-  if (running.outcome !== undefined) {
-    yield* resultFrames(running.outcome);
+  if (running.outcome === undefined) {
+    // The caller is gone, or its time is over: a stream that ended well would say otherwise.
+    signal.throwIfAborted();
+    return;
   }
+  yield* resultFrames(running.outcome);
 }
 
 /** Turns refusals into errors of the call, also those of a stream that has begun. */
