@@ -149,7 +149,8 @@ async def test_a_call_outlives_its_stream_and_the_deadline_of_its_caller(languag
         joined = await probe.call(short)
         settled = await status(probe, short.idempotency_key, wait=Duration(seconds=20))
     assert (left.state, still.state) == (CallState.CALL_STATE_RUNNING, CallState.CALL_STATE_RUNNING)
-    assert late.ending.code is grpc.StatusCode.DEADLINE_EXCEEDED
+    # The server's clock may be the first: some then reset the stream, which the caller sees as a cancellation.
+    assert late.ending.code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED)
     assert text(joined) == "worked 1"
     assert (settled.state, settled.result) == (CallState.CALL_STATE_DONE, joined.result)
     assert server.begun == [key]
