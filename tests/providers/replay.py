@@ -109,7 +109,7 @@ async def replaying(*replies: Reply) -> AsyncIterator[Replay]:
         server.close()
         for writer in writers:
             writer.transport.abort()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await server.wait_closed()
             # One more turn of the loop lets the transports say goodbye.
             await asyncio.sleep(0)

@@ -186,7 +186,7 @@ async def test_a_server_that_falls_silent_is_left() -> None:
             await complete(provider, chat(), limits)
         assert caught.value.reason == "PROVIDER_TIMEOUT"
         assert caught.value.metadata["limitSeconds"] == "0.05"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await replay.gone.wait()
         assert len(replay.asked) == 1
 

@@ -64,7 +64,7 @@ async def wait(seconds: float | None) -> None:
 
 
 async def frames(plan: Plan, **limits: float) -> list[Frame]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return [frame async for frame in guarded(plan.stream(Chat()), ProviderTimeouts(**limits))]
 
 
@@ -144,7 +144,7 @@ async def test_cancelling_the_reader_stays_a_cancellation() -> None:
         async for _ in guarded(plan.stream(Chat()), ProviderTimeouts(stall_seconds=4)):
             begun.set()
 
-    async with asyncio.timeout(5), asyncio.TaskGroup() as group:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as group:
         task = group.create_task(read())
         await begun.wait()
         task.cancel()
