@@ -86,7 +86,10 @@ class Upstream:
     async def run(self) -> None:
         """Connect, and connect again, until cancelled."""
         backoff = Backoff(PAUSE_SECONDS)
-        while True:
+        task = asyncio.current_task()
+        assert task is not None
+        # A transport that fails while it is cancelled tells of its failure alone.
+        while not task.cancelling():
             failure = "it ended the connection"
             try:
                 await self._serve(backoff)
