@@ -1,7 +1,7 @@
 """Secrets by reference: what the configuration names, and the vault that reads it. Nothing here ever shows a secret.
 
 Above: `config`, whose fields are references, and `planning`, which hands what they name to those who send it. A
-secret can be read anew whenever it is sent, so that a rotated one is used at once; `config_source` reads each once at
+secret can be read anew whenever it is sent, so that a rotated one is used at once; `config.source` reads each once at
 the start, so that one that is missing is known before anything runs.
 """
 

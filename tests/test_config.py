@@ -14,10 +14,13 @@ import pytest
 from behest.v1.definition_pb2 import Limits as RunLimits
 from behest.v1.definition_pb2 import PermissionAction
 from behest.v1.tool_pb2 import SideEffect
-from behestd import config_doc, planning
-from behestd.config_source import ConfigInvalid, Configuration, Flag, Origin, data_dir
+from behestd.config import document
+from behestd.config.source import ConfigInvalid, Configuration, Flag, Origin, data_dir
 from behestd.core import limits as core_limits
 from behestd.core.route import RoutePolicy
+from behestd.planning import models as planning_models
+from behestd.planning import plan as planning
+from behestd.planning import tools as planning_tools
 from behestd.providers.provider import ProviderTimeouts
 from behestd.runtime.admission import Rules
 from behestd.runtime.house import Limits
@@ -123,7 +126,7 @@ def test_the_settings_in_force_can_be_read_back_as_a_file(tmp_path: Path) -> Non
         '[[admission.reject]]\nname = "r"\npattern = "a\\"\\\\d"\n',
         tmp=tmp_path,
     )
-    lines = [f"{entry.key} = {config_doc.toml(entry.value)}" for entry in found.effective() if entry.value is not None]
+    lines = [f"{entry.key} = {document.toml(entry.value)}" for entry in found.effective() if entry.value is not None]
     assert load("\n".join(lines), tmp=tmp_path).settings == found.settings
 
 
@@ -258,7 +261,7 @@ def test_secrets_are_shown_nowhere(tmp_path: Path) -> None:  # C137, C138
     shown = f"{found}{found.settings!r}{found.effective()}{found.settings.model_dump_json()}"
     assert CANARY not in shown
     assert CANARY not in repr(Origin(None, {"KEY": CANARY})) + repr(Reference("text", CANARY))
-    provider = planning.models(found).provider("x")
+    provider = planning_models.models(found).provider("x")
     assert CANARY not in repr(provider)
 
 
@@ -287,7 +290,7 @@ def test_defaults_are_those_of_the_parts_they_go_to() -> None:
     assert made.retries == RoutePolicy(())
     assert core_limits.in_force(RunLimits(), made.operator.limits) == core_limits.DEFAULTS
     policy = load(environ={"BEHEST__TOOLS__POLICIES": '{"a": {}}'}).settings.tools.policies
-    assert policies.in_force(planning.tool_policies(policy)["a"], None) == policies.DEFAULTS
+    assert policies.in_force(planning_tools.tool_policies(policy)["a"], None) == policies.DEFAULTS
 
 
 def test_every_limit_of_the_runtime_can_be_set() -> None:
@@ -305,7 +308,7 @@ def test_an_agent_goes_over_the_operators_limits_and_those_over_the_defaults() -
 
 
 def test_providers_and_aliases_make_the_catalog(tmp_path: Path) -> None:
-    found = planning.models(
+    found = planning_models.models(
         load(
             '[models]\ndefault = "fast"\naliases = {fast = "x/org/m"}\n'
             '[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:1/v1"\n'
@@ -325,7 +328,7 @@ def test_providers_and_aliases_make_the_catalog(tmp_path: Path) -> None:
 def test_a_default_model_that_nobody_serves_is_refused(value: str) -> None:
     for key in ("DEFAULT", "DEFAULT_EMBEDDING"):
         with pytest.raises(ConfigInvalid) as caught:
-            planning.models(load(environ={f"BEHEST__MODELS__{key}": value}))
+            planning_models.models(load(environ={f"BEHEST__MODELS__{key}": value}))
         assert caught.value.metadata == {"key": f"models.{key.lower()}", "source": f"BEHEST__MODELS__{key}"}
 
 
@@ -338,7 +341,7 @@ def test_permissions_and_policies_become_messages_of_the_contract(tmp_path: Path
     operator = planning.operator(found.settings)
     assert operator.default_permission == PermissionAction.PERMISSION_ACTION_ASK
     assert operator.permissions[0].arguments == {"path": "/*"}
-    policy = planning.tool_policies(found.settings.tools.policies)["add"]
+    policy = planning_tools.tool_policies(found.settings.tools.policies)["add"]
     assert policy.side_effect == SideEffect.SIDE_EFFECT_IDEMPOTENT
     assert policy.timeouts.heartbeat.ToMilliseconds() == 1500
     assert planning.operator(load().settings).default_permission == PermissionAction.PERMISSION_ACTION_ALLOW
@@ -359,9 +362,9 @@ def test_a_tool_server_is_dialled_with_its_token_read_when_it_is_sent(tmp_path: 
 def test_a_tool_server_beyond_loopback_needs_tls(tmp_path: Path) -> None:
     text = '[[tools.servers]]\nname = "files"\naddress = "192.0.2.1:5"\n'
     with pytest.raises(ConfigInvalid) as caught:
-        planning.tool_servers(load(text, tmp=tmp_path))
+        planning_tools.tool_servers(load(text, tmp=tmp_path))
     assert caught.value.metadata["key"] == "tools.servers.0.address"
-    (server,) = planning.tool_servers(load(f"{text}tls = {{}}\n", tmp=tmp_path))
+    (server,) = planning_tools.tool_servers(load(f"{text}tls = {{}}\n", tmp=tmp_path))
     assert server.HasField("tls")
 
 
@@ -370,15 +373,15 @@ def test_a_tool_server_beyond_loopback_needs_tls(tmp_path: Path) -> None:
 
 def test_the_reference_is_current() -> None:
     written = (ROOT / "docs/configuration.md").read_text()
-    assert written == config_doc.markdown(), "run: behestd config-example --markdown > docs/configuration.md"
+    assert written == document.markdown(), "run: behestd config-example --markdown > docs/configuration.md"
 
 
 def test_the_example_changes_nothing_until_it_is_edited(tmp_path: Path) -> None:
-    assert load(config_doc.example(), tmp=tmp_path).settings == load().settings
+    assert load(document.example(), tmp=tmp_path).settings == load().settings
 
 
 def test_every_line_of_the_example_holds_once_it_is_taken_in(tmp_path: Path) -> None:
-    text = re.sub(r"(?m)^#(?=[^ ])", "", config_doc.example())
+    text = re.sub(r"(?m)^#(?=[^ ])", "", document.example())
     assert tomllib.loads(text)["providers"]["local"]["kind"] == "openai"
     found = load(text, tmp=tmp_path).settings
     assert found.model_copy(update={"providers": {}}).limits == load().settings.limits
@@ -386,8 +389,8 @@ def test_every_line_of_the_example_holds_once_it_is_taken_in(tmp_path: Path) -> 
 
 
 def test_every_setting_is_explained() -> None:
-    tables = list(config_doc._tables())
-    texts = config_doc._texts()
+    tables = list(document._tables())
+    texts = document._texts()
     for table in tables:
         for name, _ in table.values():
             assert texts[table.model.__name__, name].endswith("."), f"{table.key}.{name}"

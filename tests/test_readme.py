@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from behestd import planning
-from behestd.config_source import Origin
+from behestd.config.source import Origin
+from behestd.planning import models as planning_models
 from tests.daemon_process import running
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -83,7 +83,7 @@ def test_the_shown_configuration_is_one(tmp_path: Path) -> None:
     file = tmp_path / "behestd.toml"
     file.write_text(shown)
     configuration = Origin(file, {"HOME": str(tmp_path), "LOCAL_KEY": "x"}).load()
-    assert planning.models(configuration).resolve("").model.id == "local/qwen3-8b"
+    assert planning_models.models(configuration).resolve("").model.id == "local/qwen3-8b"
 
 
 def test_the_first_snippet_has_twelve_lines_at_most() -> None:

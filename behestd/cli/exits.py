@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from behestd.config_source import ConfigInvalid
+from behestd.config.source import ConfigInvalid
 from behestd.errors import BehestError, Corrupt, StorageFailed
 from behestd.log.directory import StoreInUse
 from behestd.log.sqlite_schema import NewerStore

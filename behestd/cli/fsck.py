@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from behestd.cli import exits
-from behestd.config_source import data_dir as default_data_dir
+from behestd.config.source import data_dir as default_data_dir
 from behestd.errors import BehestError
 from behestd.log import fsck as checker
 

@@ -19,12 +19,13 @@ import click
 import structlog
 import uvloop
 
-from behestd import __version__, planning
+from behestd import __version__
 from behestd.cli import exits
 from behestd.cli.settings import load_or_exit, origin, refuse, settings_options
-from behestd.config_source import ConfigInvalid, Configuration
+from behestd.config.source import ConfigInvalid, Configuration
 from behestd.daemon import serve as serve_plan
 from behestd.notify import notify
+from behestd.planning import plan as planning
 from behestd.telemetry import Telemetry
 
 logger = structlog.get_logger(__name__)

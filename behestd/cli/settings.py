@@ -1,6 +1,6 @@
 """`behestd check-config` and `behestd config-example`, and the flags that set settings.
 
-Below: `config_source` and `config_doc`. Neither command imports grpc or opens anything.
+Below: `config.source` and `document`. Neither command imports grpc or opens anything.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 
 import click
 
-from behestd import config_doc
 from behestd.cli import exits
-from behestd.config_source import ConfigInvalid, Configuration, Flag, Origin
+from behestd.config import document
+from behestd.config.source import ConfigInvalid, Configuration, Flag, Origin
 
 FLAGS = {
     "listen": ("--listen", "server.listen"),
@@ -87,11 +87,11 @@ def check_config(config: Path | None, **given: Any) -> None:
         if entry.value is None:
             click.echo(f"# {entry.key} is unset")
         else:
-            click.echo(f"{entry.key} = {config_doc.toml(entry.value)}  # {entry.source}")
+            click.echo(f"{entry.key} = {document.toml(entry.value)}  # {entry.source}")
 
 
 @click.command("config-example")
 @click.option("--markdown", is_flag=True, help="Print the reference, docs/configuration.md, instead.")
 def config_example(markdown: bool) -> None:
     """Print a file with every setting, its meaning and its default, all commented out."""
-    click.echo(config_doc.markdown() if markdown else config_doc.example(), nl=False)
+    click.echo(document.markdown() if markdown else document.example(), nl=False)

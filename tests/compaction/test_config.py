@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from behestd import planning
-from behestd.config_source import ConfigInvalid, Configuration, Origin
+from behestd.config.source import ConfigInvalid, Configuration, Origin
 from behestd.core import compaction, pruning
 from behestd.core.times import duration_ns
+from behestd.planning import plan as planning
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs" / "compaction.md"
 

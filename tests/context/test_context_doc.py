@@ -14,8 +14,8 @@ from behest.context_server import ContextServer
 from behest.v1.agent_pb2 import Agent
 from behest.v1.context_pb2 import ContextFailurePolicy
 from behest.v1.server_pb2 import Server, ServerConnection, ServerOffer
-from behestd.config_source import Origin
-from behestd.planning import plan
+from behestd.config.source import Origin
+from behestd.planning.plan import plan
 from behestd.wire.endpoint import allow_list
 from tests.core.test_estimate import WORST, WORST_CORRECTED, WORST_OF_ALL
 from tests.daemons import serve

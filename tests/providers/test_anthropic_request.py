@@ -25,8 +25,8 @@ from behest.v1.message_pb2 import (
 )
 from behest.v1.model_pb2 import Model, ModelCapabilities, ModelLimits
 from behest.v1.tool_pb2 import Tool
-from behestd.config_source import ConfigInvalid, Configuration, Origin
-from behestd.planning import models
+from behestd.config.source import ConfigInvalid, Configuration, Origin
+from behestd.planning.models import models
 from behestd.providers.anthropic_models import MAX_CACHE_MARKERS, Thinking, known
 from behestd.providers.anthropic_request import DEFAULT_MAX_TOKENS, call_id, request_body
 from behestd.providers.failure import ProviderFailure

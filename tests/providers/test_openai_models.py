@@ -11,9 +11,9 @@ import pytest
 from behest.v1.chat_pb2 import Sampling
 from behest.v1.chat_service_pb2 import Chat
 from behest.v1.model_pb2 import Model
-from behestd.config_source import Origin
+from behestd.config.source import Origin
 from behestd.errors import BehestError
-from behestd.planning import models
+from behestd.planning.models import models
 from behestd.providers.catalog import CapabilityMissing, check
 from behestd.providers.openai_models import known
 from behestd.providers.openai_request import request_body

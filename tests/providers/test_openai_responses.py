@@ -15,8 +15,8 @@ from behest.v1.message_pb2 import ImagePart, JsonPart, Message, Part, Role, Text
 from behest.v1.model_pb2 import Model, ModelCapabilities
 from behest.v1.tool_pb2 import Tool
 from behest.v1.usage_pb2 import UsageSource
-from behestd.config_source import Origin
-from behestd.planning import models
+from behestd.config.source import Origin
+from behestd.planning.models import models
 from behestd.providers.failure import ProviderFailure
 from behestd.providers.openai import OpenAi, OpenAiSettings
 from behestd.providers.openai_responses_request import SEALED, request_body

@@ -15,8 +15,8 @@ import pytest
 
 from behest.client import Client
 from behest.v1.chat_service_pb2 import Chat
-from behestd.config_source import Origin
-from behestd.planning import models
+from behestd.config.source import Origin
+from behestd.planning.models import models
 from behestd.providers.failure import CLASSES
 from tests.daemon_process import DaemonProcess, running
 from tests.interop.typescript.node import INSTALL_SECONDS

@@ -6,10 +6,10 @@ import re
 import tomllib
 from pathlib import Path
 
-from behestd import planning
-from behestd.config_source import Configuration, Origin
+from behestd.config.source import Configuration, Origin
 from behestd.core.circuit import CircuitPolicy
 from behestd.core.route import RoutePolicy
+from behestd.planning import plan as planning
 from behestd.providers.catalog import Weighted
 from behestd.runtime.model_limits import Allowance
 

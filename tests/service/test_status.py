@@ -11,7 +11,7 @@ from google.rpc.status_pb2 import Status
 
 from behest.v1 import error_reason_pb2
 from behestd import errors
-from behestd.config_source import Problem
+from behestd.config.source import Problem
 from behestd.service import status
 from tests.tools import errors_doc
 

@@ -10,10 +10,10 @@ import pytest
 from behest.v1.agent_pb2 import Agent
 from behest.v1.model_pb2 import Price
 from behest.v1.usage_pb2 import Usage
-from behestd import planning
-from behestd.config_source import ConfigInvalid, Configuration, Origin
+from behestd.config.source import ConfigInvalid, Configuration, Origin
 from behestd.core.spend import priced
 from behestd.core.times import SECOND
+from behestd.planning import models as planning_models
 from behestd.providers.catalog import snapshot
 from behestd.providers.scripted import Scripted
 from behestd.runtime.clock import SystemClock
@@ -98,7 +98,7 @@ async def test_totals_are_the_sums_made_by_hand_to_the_micro_dollar(stored: Serv
 
 
 def test_the_price_of_the_day_counts(tmp_path: Path) -> None:  # C116
-    resolved = planning.models(load(tmp_path, DATED)).resolve("local/m")
+    resolved = planning_models.models(load(tmp_path, DATED)).resolve("local/m")
     shown = [
         price_at(resolved.model, time) for time in (at(2024, 1, 1), at(2025, 2, 1), at(2025, 2, 28), at(2025, 3, 1))
     ]

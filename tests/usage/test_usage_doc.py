@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from behest.cli.usage import usage
-from behestd import planning
-from behestd.config_source import Configuration, Origin
+from behestd.config.source import Configuration, Origin
 from behestd.core.times import nanoseconds
+from behestd.planning import models as planning_models
+from behestd.planning import plan as planning
 
 GUIDE = (Path(__file__).resolve().parent.parent.parent / "docs" / "usage.md").read_text()
 SNIPPETS = re.findall(r"^```toml\n(.*?)^```", GUIDE, re.MULTILINE | re.DOTALL)
@@ -26,7 +27,7 @@ def loaded(tmp_path: Path, number: int) -> Configuration:
 
 
 def test_the_prices_of_the_guide_are_prices(tmp_path: Path) -> None:  # C116
-    model = planning.models(loaded(tmp_path, 0)).resolve("local/qwen3-8b").model
+    model = planning_models.models(loaded(tmp_path, 0)).resolve("local/qwen3-8b").model
 
     assert [price.input_micro_usd for price in model.prices] == [100_000, 80_000]
     assert [nanoseconds(price.effective_time) > 0 for price in model.prices] == [False, True]

@@ -1,6 +1,6 @@
 """Sections of the configuration about conversations that grow too long: summaries, and outputs of tools left out.
 
-Above: `config`, which puts all sections together. Below: `config_kinds`. Values go into messages of the contract of the
+Above: `config`, which puts all sections together. Below: `kinds`. Values go into messages of the contract of the
 same names.
 """
 
@@ -12,7 +12,7 @@ from annotated_types import Gt, Le, Len
 from pydantic import Strict
 
 from behest.v1 import definition_pb2 as pb
-from behestd.config_kinds import Count, Flag, Positive, PositiveSeconds, Section
+from behestd.config.kinds import Count, Flag, Positive, PositiveSeconds, Section
 from behestd.core import compaction, pruning
 from behestd.core.times import duration
 

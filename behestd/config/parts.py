@@ -1,6 +1,6 @@
 """Sections of the configuration that tell of others: providers with their models, tool servers, policies of tools.
 
-Above: `config`, which puts all sections together. Below: `config_kinds`. Values go into messages of the contract of the
+Above: `config`, which puts all sections together. Below: `kinds`. Values go into messages of the contract of the
 same names (`planning`).
 """
 
@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 from annotated_types import Len
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from behestd.config_budgets import DatedPrice
-from behestd.config_kinds import (
+from behestd.config.budgets import DatedPrice
+from behestd.config.kinds import (
     Count,
     Flag,
     HeaderText,

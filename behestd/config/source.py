@@ -18,7 +18,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from behestd.config import Settings
+from behestd.config.settings import Settings
 from behestd.errors import InvalidRequest
 from behestd.secret import Reference, SecretUnusable, Vault
 

@@ -1,4 +1,4 @@
-"""Makes budgets and prices of their sections of the configuration. Above: `planning`. Below: the ledger's values."""
+"""Makes budgets and prices. Above: `models` and `plan`. Below: the ledger's values."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from behest.v1.model_pb2 import Price
 from behest.v1.usage_pb2 import Budget
-from behestd import config_budgets, config_parts
+from behestd.config import budgets, parts
 from behestd.core.times import SECOND, timestamp
 from behestd.runtime.budget_account import LIMITS, Rule
 from behestd.runtime.budgets import Rules
@@ -14,7 +14,7 @@ from behestd.runtime.budgets import Rules
 PRICES = ("input_micro_usd", "output_micro_usd", "cached_input_micro_usd", "cache_write_micro_usd")
 
 
-def rules(section: config_budgets.Budgets) -> Rules:
+def rules(section: budgets.Budgets) -> Rules:
     """Make the budgets of namespaces."""
     named = {name: _rule(budget) for name, budget in section.namespaces.items()}
     default = _rule(section.default)
@@ -22,12 +22,12 @@ def rules(section: config_budgets.Budgets) -> Rules:
     return Rules(default if has_limit else None, named)
 
 
-def _rule(source: config_budgets.Budget) -> Rule:
+def _rule(source: budgets.Budget) -> Rule:
     limits = source.model_dump(exclude={"period"}, exclude_none=True)
     return Rule(Budget(**limits), source.period)
 
 
-def prices(source: config_parts.Model) -> list[Price]:
+def prices(source: parts.Model) -> list[Price]:
     """Make the prices of a model, the earliest first: the one for all time, then those that count from a day on."""
     always = _price(source)
     found = [always] if always.ByteSize() else []
@@ -39,7 +39,7 @@ def prices(source: config_parts.Model) -> list[Price]:
     return found
 
 
-def _price(source: config_parts.Model | config_budgets.DatedPrice) -> Price:
+def _price(source: parts.Model | budgets.DatedPrice) -> Price:
     price = Price()
     for name in PRICES:
         if (value := getattr(source, name)) is not None:

@@ -1,4 +1,4 @@
-"""The section of context sources. Above: `config`. Below: `config_kinds`. `planning_context` makes messages of it."""
+"""The section of context sources. Above: `settings`. Below: `kinds`. `planning.context` makes messages of it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Le, Len
 from pydantic import Field, Strict, model_validator
 
-from behestd.config_kinds import Count, Name, PositiveSeconds, Section
+from behestd.config.kinds import Count, Name, PositiveSeconds, Section
 from behestd.core.sources import RESERVED
 
 MAX_TEXT = 256 * 1024

@@ -1,6 +1,6 @@
 """The sections of money: budgets of namespaces, and prices of models that change with time.
 
-Above: `config` and `config_parts`. Below: `config_kinds`. Values go into `runtime.budgets` and `Price` (`planning`).
+Above: `config` and `parts`. Below: `kinds`. Values go into `runtime.budgets` and `Price` (`planning`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from behestd.config_kinds import Count, Name, Section
+from behestd.config.kinds import Count, Name, Section
 
 
 def _text(value: Any) -> Any:

@@ -1,6 +1,6 @@
 """The reference of the configuration, written from the model: a commented file, and docs/configuration.md.
 
-Above: `cli`. Below: the sections in `config` and `config_parts`, whose texts are read from their source only when
+Above: `cli`. Below: the sections in `config` and `parts`, whose texts are read from their source only when
 somebody asks, so that the daemon's start does not pay for them.
 """
 
@@ -16,8 +16,8 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from behestd import config, config_budgets, config_compaction, config_context, config_parts
-from behestd.config_source import bare_kind
+from behestd.config import budgets, compaction, context, parts, settings
+from behestd.config.source import bare_kind
 from behestd.secret import Reference
 
 Texts = Mapping[tuple[str, str], str]
@@ -129,12 +129,12 @@ def _tables() -> Iterator[Table]:
         for child in table.children():
             yield from walk(child)
 
-    return walk(Table("", "", config.Settings, is_list=False, is_named=False))
+    return walk(Table("", "", settings.Settings, is_list=False, is_named=False))
 
 
 def _texts() -> Texts:
     texts: dict[tuple[str, str], str] = {}
-    for module in (config, config_budgets, config_compaction, config_context, config_parts):
+    for module in (settings, budgets, compaction, context, parts):
         for node in ast.parse(inspect.getsource(module)).body:
             if not isinstance(node, ast.ClassDef):
                 continue

@@ -1,9 +1,9 @@
-"""Makes context sources of their section of the configuration. Above: `planning`. Below: the catalog of sources."""
+"""Makes context sources of their section. Above: `plan` and `tools`. Below: the catalog of sources."""
 
 from __future__ import annotations
 
 from behest.v1.context_pb2 import ContextFailurePolicy, ContextSource, ContextSourceKind
-from behestd import config_context
+from behestd.config import context
 from behestd.context.catalog import Sources
 from behestd.context.function import Function
 from behestd.core.times import duration
@@ -28,12 +28,12 @@ class Registry(Functions):
         return function
 
 
-def sources(section: config_context.Context) -> Sources:
+def sources(section: context.Context) -> Sources:
     """Make the catalog of context sources."""
     return Sources(_source(name, source) for name, source in section.sources.items())
 
 
-def _source(name: str, source: config_context.ContextSource) -> ContextSource:
+def _source(name: str, source: context.ContextSource) -> ContextSource:
     made = ContextSource(
         name=name,
         kind=ContextSourceKind.Value(f"CONTEXT_SOURCE_KIND_{source.kind.upper()}"),

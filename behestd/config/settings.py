@@ -1,6 +1,6 @@
 """What can be configured: one frozen model, every section and key of it, with its default and its limits.
 
-Above: `config_source`, which fills it from file, environment and flags, `config_doc`, which writes the reference from
+Above: `source`, which fills it from file, environment and flags, `document`, which writes the reference from
 the texts below, and `planning`, which turns it into the parts of a daemon. Names are those of the contract; times are
 seconds, sizes bytes. An unknown key is an error everywhere, and secrets are references (`secret`).
 """
@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 from annotated_types import Ge, Len
 from pydantic import AfterValidator, Field, Strict, model_validator
 
-from behestd.config_budgets import Budgets
-from behestd.config_compaction import Compaction, Pruning
-from behestd.config_context import Context
-from behestd.config_kinds import MIB, Count, Name, Positive, PositiveSeconds, Seconds, Section
-from behestd.config_parts import Models, Provider, Tools
+from behestd.config.budgets import Budgets
+from behestd.config.compaction import Compaction, Pruning
+from behestd.config.context import Context
+from behestd.config.kinds import MIB, Count, Name, Positive, PositiveSeconds, Seconds, Section
+from behestd.config.parts import Models, Provider, Tools
 from behestd.service import listen
 
 

@@ -1,6 +1,6 @@
 """The kinds of values that the configuration holds, and what all its sections have in common. Below: `secret`.
 
-Above: the sections, in `config` and `config_parts`.
+Above: the sections, in `config` and `parts`.
 """
 
 from __future__ import annotations

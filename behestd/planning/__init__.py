@@ -1,0 +1,1 @@
+"""Turns settings into the parts of a daemon. Reads secrets; opens and awaits nothing."""
