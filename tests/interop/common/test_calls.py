@@ -52,7 +52,7 @@ def refusal(reply: Reply) -> tuple[str, bool]:
 async def status(probe: Probe, key: str, **fields: Any) -> GetCallStatusResponse:
     """Ask what became of a key."""
     request = GetCallStatusRequest(idempotency_key=key, **{"epoch": 1, "attempt": 1} | fields)
-    answer = await probe.unary("GetCallStatus", request, GetCallStatusResponse)
+    answer = await probe.unary("ToolService/GetCallStatus", request, GetCallStatusResponse)
     assert answer.ending.is_ok, answer
     return answer.value
 
@@ -60,7 +60,7 @@ async def status(probe: Probe, key: str, **fields: Any) -> GetCallStatusResponse
 async def cancel(probe: Probe, key: str, epoch: int = 1) -> bool:
     """Ask that a call be stopped: whether it was told."""
     request = CancelCallRequest(idempotency_key=key, epoch=epoch)
-    return (await probe.unary("CancelCall", request, CancelCallResponse)).value.acknowledged
+    return (await probe.unary("ToolService/CancelCall", request, CancelCallResponse)).value.acknowledged
 
 
 def work(probe: Probe, arguments: str, **fields: Any) -> CallToolRequest:

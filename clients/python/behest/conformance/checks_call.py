@@ -186,7 +186,8 @@ async def beside(subject: Subject) -> str:
     try:
         await ongoing.begun(0.2)
         reply = await subject.probe.call(subject.probe.request(quick.tool.name, quick.arguments_json))
-        got = await subject.probe.unary("GetTool", GetToolRequest(tool_name=quick.tool.name), GetToolResponse)
+        asked = GetToolRequest(tool_name=quick.tool.name)
+        got = await subject.probe.unary("ToolService/GetTool", asked, GetToolResponse)
         still = await ongoing.begun(0.0)
     finally:
         await cancelled(subject.probe, request.idempotency_key)

@@ -20,8 +20,9 @@ from behest.conformance.verdict import expect, shown, skip
 from behest.v1.tool_service_pb2 import GetToolRequest, GetToolResponse, ListToolsRequest, ListToolsResponse
 
 if TYPE_CHECKING:
-    from behest.conformance.probe import Ending, Reply
+    from behest.conformance.probe import Reply
     from behest.conformance.survey import Subject
+    from behest.conformance.wire import Ending
 
 NO_TOOL = "no-such-tool"
 OVERSIZE_BYTES = 20 * 1024 * 1024
@@ -31,7 +32,7 @@ _NO_JSON = ("{", "[]", '"text"', '{"a": 1} {"b": 2}', "{'a': 1}", "nonsense", "{
 
 async def unknown_tool(subject: Subject) -> str:
     """A tool that is not there is NOT_FOUND, TOOL_NOT_FOUND."""
-    got = await subject.probe.unary("GetTool", GetToolRequest(tool_name=NO_TOOL), GetToolResponse)
+    got = await subject.probe.unary("ToolService/GetTool", GetToolRequest(tool_name=NO_TOOL), GetToolResponse)
     _expect_refusal("GetTool of no tool", got.ending, grpc.StatusCode.NOT_FOUND, "TOOL_NOT_FOUND")
     reply = await subject.probe.call(subject.probe.request(NO_TOOL, "{}"))
     _expect_refusal("a call of no tool", reply.ending, grpc.StatusCode.NOT_FOUND, "TOOL_NOT_FOUND")
@@ -82,7 +83,7 @@ async def oversize(subject: Subject) -> str:
     codes = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.INVALID_ARGUMENT)
     is_refused = reply.ending.code in codes or _is_error(reply)
     expect(is_refused, f"{OVERSIZE_BYTES >> 20} MiB of arguments gave {reply}")
-    after = await subject.probe.unary("ListTools", ListToolsRequest(), ListToolsResponse)
+    after = await subject.probe.unary("ToolService/ListTools", ListToolsRequest(), ListToolsResponse)
     expect(after.ending.is_ok, f"after that, ListTools ended with {after.ending}")
     return f"{OVERSIZE_BYTES >> 20} MiB: {reply}"
 
@@ -128,7 +129,7 @@ async def token(subject: Subject) -> str:
     """Without the token, or with another, nothing is answered."""
     if not subject.probe.token:
         skip("no token was given")
-    bare = await subject.probe.unary("ListTools", ListToolsRequest(), ListToolsResponse, has_token=False)
+    bare = await subject.probe.unary("ToolService/ListTools", ListToolsRequest(), ListToolsResponse, has_token=False)
     _expect_refusal("ListTools without a token", bare.ending, grpc.StatusCode.UNAUTHENTICATED, "")
     return str(bare.ending)
 

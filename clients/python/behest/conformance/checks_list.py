@@ -69,7 +69,7 @@ async def pages(subject: Subject) -> str:
     expect(not problem, problem)
     found, wanted = [tool.name for tool in singly], [tool.name for tool in subject.tools]
     expect(found == wanted, f"{len(wanted)} tools at once, {len(found)} in pages of one")
-    negative = await subject.probe.unary("ListTools", ListToolsRequest(page_size=-1), ListToolsResponse)
+    negative = await subject.probe.unary("ToolService/ListTools", ListToolsRequest(page_size=-1), ListToolsResponse)
     is_refused = negative.ending.code is grpc.StatusCode.INVALID_ARGUMENT
     expect(is_refused, f"page_size -1 ended with {negative.ending}, not INVALID_ARGUMENT")
     return f"{len(found)} pages of one"
@@ -90,7 +90,7 @@ async def glob(subject: Subject) -> str:
 async def get(subject: Subject) -> str:
     """GetTool returns what is listed."""
     for tool in subject.tools[:_TRIED]:
-        got = await subject.probe.unary("GetTool", GetToolRequest(tool_name=tool.name), GetToolResponse)
+        got = await subject.probe.unary("ToolService/GetTool", GetToolRequest(tool_name=tool.name), GetToolResponse)
         expect(got.ending.is_ok, f"GetTool {tool.name} ended with {got.ending}")
         is_same = got.value.tool.SerializeToString(deterministic=True) == tool.SerializeToString(deterministic=True)
         expect(is_same, f"GetTool {tool.name} is not what is listed")

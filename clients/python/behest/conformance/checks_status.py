@@ -27,8 +27,9 @@ from behest.v1.tool_service_pb2 import (
 )
 
 if TYPE_CHECKING:
-    from behest.conformance.probe import Answer, Ongoing
+    from behest.conformance.probe import Call
     from behest.conformance.survey import Sample, Subject
+    from behest.conformance.wire import Answer
 
 PAUSE_SECONDS = 0.05
 
@@ -219,20 +220,20 @@ async def cancel_one(subject: Subject) -> str:
     return f"{sample}: one of two stopped"
 
 
-def _begun(subject: Subject, *, epoch: int = 1) -> tuple[Sample, Ongoing, str]:
+def _begun(subject: Subject, *, epoch: int = 1) -> tuple[Sample, Call, str]:
     """Begin the longest call."""
     sample = subject.lasting
     request = subject.probe.request(sample.tool.name, sample.arguments_json, epoch=epoch)
     return sample, subject.probe.start(request), request.idempotency_key
 
 
-async def _cancel_until_told(subject: Subject, sample: Sample, ongoing: Ongoing, key: str) -> None:
+async def _cancel_until_told(subject: Subject, sample: Sample, ongoing: Call, key: str) -> None:
     """Cancel until the call, which may be on its way still, is told. Raises Failed, or Skipped when it ended before."""
     if not await _told(subject, sample, ongoing, key):
         skip(f"{sample} ended before it could be cancelled: name a longer call with --call")
 
 
-async def _told(subject: Subject, sample: Sample, ongoing: Ongoing, key: str) -> bool:
+async def _told(subject: Subject, sample: Sample, ongoing: Call, key: str) -> bool:
     """Cancel until the call is told, or has ended; whether it was told."""
     await ongoing.begun(BEGIN_SECONDS)
     end = time.monotonic() + subject.probe.seconds
@@ -247,7 +248,7 @@ async def _told(subject: Subject, sample: Sample, ongoing: Ongoing, key: str) ->
 async def _cancel(subject: Subject, key: str, epoch: int) -> bool:
     """Cancel a call; whether it was acknowledged. Raises Skipped when the server cannot."""
     request = CancelCallRequest(idempotency_key=key, epoch=epoch)
-    told = await subject.probe.unary("CancelCall", request, CancelCallResponse)
+    told = await subject.probe.unary("ToolService/CancelCall", request, CancelCallResponse)
     if told.ending.code is grpc.StatusCode.UNIMPLEMENTED:
         skip("CancelCall is UNIMPLEMENTED: the server cannot stop a call")
     expect(told.ending.is_ok, f"CancelCall ended with {told.ending}")
@@ -276,7 +277,7 @@ async def _ask_status(
     subject: Subject, key: str, epoch: int, attempt: int, wait: Duration | None = None
 ) -> Answer[GetCallStatusResponse]:
     request = GetCallStatusRequest(idempotency_key=key, epoch=epoch, attempt=attempt, wait=wait)
-    return await subject.probe.unary("GetCallStatus", request, GetCallStatusResponse)
+    return await subject.probe.unary("ToolService/GetCallStatus", request, GetCallStatusResponse)
 
 
 def _expect_state(told: Answer[GetCallStatusResponse], state: CallState.ValueType, whose: str) -> None:

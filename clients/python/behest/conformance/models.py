@@ -7,18 +7,18 @@ whatever they cost.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from behest.conformance import models_chat, models_embed, models_error, models_list
+from behest.conformance.examination import make, picked
 from behest.conformance.models_probe import ModelProbe
 from behest.conformance.models_survey import Prompts, survey
-from behest.conformance.verdict import Failed, Finding, Skipped, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from behest.conformance.models_survey import Subject
+    from behest.conformance.verdict import Finding
 
 # In this order: what is cheap first, what might hurt a server last.
 CHECKS: dict[str, Callable[[Subject], Awaitable[str]]] = {
@@ -81,10 +81,7 @@ class Plan:
 
 def planned(plan: Plan) -> list[str]:
     """Return the names of the checks that a plan picks. Raises ValueError for a glob that picks none."""
-    for glob in plan.only:
-        if not any(fnmatchcase(name, glob) for name in CHECKS):
-            raise ValueError(f"{glob} is no check; there are {', '.join(CHECKS)}")
-    return [name for name in CHECKS if not plan.only or any(fnmatchcase(name, glob) for glob in plan.only)]
+    return picked(CHECKS, plan.only)
 
 
 async def examine(plan: Plan, tell: Callable[[Finding], None] = lambda finding: None) -> list[Finding]:
@@ -93,22 +90,6 @@ async def examine(plan: Plan, tell: Callable[[Finding], None] = lambda finding: 
     Without a list of models, what needs one is skipped. Raises ValueError for a glob that picks no check.
     """
     names = planned(plan)
-    found: list[Finding] = []
     async with ModelProbe(plan.address, token=plan.token, seconds=plan.seconds, tls=plan.tls) as probe:
         subject = await survey(probe, plan.prompts, plan.model, plan.embedding_model)
-        for name in names:
-            if not subject.models and name != "list.answers":
-                found.append(Finding(name, Verdict.SKIP, "no models are listed"))
-            else:
-                found.append(await _made(name, subject))
-            tell(found[-1])
-    return found
-
-
-async def _made(name: str, subject: Subject) -> Finding:
-    try:
-        return Finding(name, Verdict.PASS, await CHECKS[name](subject))
-    except Failed as exc:
-        return Finding(name, Verdict.FAIL, str(exc))
-    except Skipped as exc:
-        return Finding(name, Verdict.SKIP, str(exc))
+        return await make(CHECKS, names, subject, "" if subject.models else "no models are listed", tell)

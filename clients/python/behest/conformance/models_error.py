@@ -19,7 +19,7 @@ from behest.v1.model_service_pb2 import ListModelsRequest, ListModelsResponse
 
 if TYPE_CHECKING:
     from behest.conformance.models_survey import Subject
-    from behest.conformance.probe import Ending
+    from behest.conformance.wire import Ending
 
 NO_MODEL = "no-such-model"
 OVERSIZE_BYTES = 20 * 1024 * 1024

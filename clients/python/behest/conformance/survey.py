@@ -164,7 +164,7 @@ async def listed(probe: Probe, *, page_size: int = 0, name_glob: str = "") -> tu
     token = ""
     for _ in range(MAX_PAGES if page_size == 0 else 1_000):
         request = ListToolsRequest(page_size=page_size, page_token=token, name_glob=name_glob)
-        page = await probe.unary("ListTools", request, ListToolsResponse)
+        page = await probe.unary("ToolService/ListTools", request, ListToolsResponse)
         if not page.ending.is_ok:
             return tools, f"ListTools ended with {page.ending}"
         if page_size and len(page.value.tools) > page_size:
@@ -179,7 +179,7 @@ async def listed(probe: Probe, *, page_size: int = 0, name_glob: str = "") -> tu
 async def cancelled(probe: Probe, key: str, epoch: int = 1) -> None:
     """Tell the server that a call is not wanted, whatever it answers."""
     request = CancelCallRequest(idempotency_key=key, epoch=epoch)
-    await probe.unary("CancelCall", request, CancelCallResponse, seconds=2.0)
+    await probe.unary("ToolService/CancelCall", request, CancelCallResponse, seconds=2.0)
 
 
 async def _tried(probe: Probe, tool: Tool, arguments_json: str, schema: Schema | None) -> Sample:

@@ -11,15 +11,16 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from behest.conformance import checks_call, checks_error, checks_key, checks_list, checks_status
+from behest.conformance.examination import make, picked
 from behest.conformance.probe import Probe
 from behest.conformance.schemas import require
 from behest.conformance.survey import Orders, survey
-from behest.conformance.verdict import Failed, Finding, Skipped, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from behest.conformance.survey import Subject
+    from behest.conformance.verdict import Finding
 
 # In this order: what is cheap first, what might hurt a server last.
 CHECKS: dict[str, Callable[[Subject], Awaitable[str]]] = {
@@ -95,10 +96,7 @@ class Plan:
 
 def planned(plan: Plan) -> list[str]:
     """Return the names of the checks that a plan picks. Raises ValueError for a glob that picks none."""
-    for glob in plan.only:
-        if not any(fnmatchcase(name, glob) for name in CHECKS):
-            raise ValueError(f"{glob} is no check; there are {', '.join(CHECKS)}")
-    return [name for name in CHECKS if not plan.only or any(fnmatchcase(name, glob) for glob in plan.only)]
+    return picked(CHECKS, plan.only)
 
 
 async def examine(plan: Plan, tell: Callable[[Finding], None] = lambda finding: None) -> list[Finding]:
@@ -109,23 +107,7 @@ async def examine(plan: Plan, tell: Callable[[Finding], None] = lambda finding: 
     """
     names = planned(plan)
     require()
-    found: list[Finding] = []
     orders = Orders(plan.calls, lambda name: not plan.tools or any(fnmatchcase(name, glob) for glob in plan.tools))
     async with Probe(plan.address, token=plan.token, seconds=plan.seconds, tls=plan.tls) as probe:
         subject = await survey(probe, orders, is_stateless=plan.is_stateless)
-        for name in names:
-            if not subject.tools and name != "list.answers":
-                found.append(Finding(name, Verdict.SKIP, "no tools are listed"))
-            else:
-                found.append(await _made(name, subject))
-            tell(found[-1])
-    return found
-
-
-async def _made(name: str, subject: Subject) -> Finding:
-    try:
-        return Finding(name, Verdict.PASS, await CHECKS[name](subject))
-    except Failed as exc:
-        return Finding(name, Verdict.FAIL, str(exc))
-    except Skipped as exc:
-        return Finding(name, Verdict.SKIP, str(exc))
+        return await make(CHECKS, names, subject, "" if subject.tools else "no tools are listed", tell)
