@@ -35,6 +35,8 @@ WAIT_SECONDS = 5.0
 """How long a call waits for a server that is being connected again."""
 PAUSE_SECONDS = 5.0
 """The longest pause between two attempts to connect."""
+LOST_SECONDS = 2.0
+"""How long the client of the MCP SDK may take to give up its calls once their connection is over."""
 MAX_PAGES = 100
 
 OnTools = Callable[[list[types.Tool]], None]
@@ -46,12 +48,19 @@ class _Connection:
     def __init__(self) -> None:
         self.is_over = False
         self.has_changed = False
+        self.calls: set[anyio.CancelScope] = set()
         self._news = asyncio.Event()
 
     def end(self) -> None:
-        """Note that it is over."""
+        """Note that it is over; calls that are left open on it are abandoned a little later."""
+        if not self.is_over:
+            asyncio.get_running_loop().call_later(LOST_SECONDS, self._abandon)
         self.is_over = True
         self._news.set()
+
+    def _abandon(self) -> None:
+        for call in self.calls:
+            call.cancel()
 
     def change(self) -> None:
         """Note that the tools are others."""
@@ -102,18 +111,23 @@ class Upstream:
 
     async def call(self, name: str, arguments: dict[str, Any], context: Context) -> types.CallToolResult:
         """Call a tool. Raises Refused, and ToolError for an error that the server answers."""
-        client = await self._live()
+        client, connection = await self._live()
         key = context.idempotency_key or new_request_id()
         meta = {KEY: key, **({"traceparent": context.traceparent} if context.traceparent else {})}
 
         async def show(progress: float, total: float | None, message: str | None) -> None:
             context.progress(message or "", current=progress, total=total)
 
+        lost = anyio.CancelScope()
+        connection.calls.add(lost)
         try:
-            answer = await client.call_tool(name, arguments, progress_callback=show, meta=meta)  # type: ignore[arg-type]
-            # Progress that came before the answer is still on its way through the loop.
-            await asyncio.sleep(0)
-            return answer
+            with lost:
+                answer = await client.call_tool(name, arguments, progress_callback=show, meta=meta)  # type: ignore[arg-type]
+                # Progress that came before the answer is still on its way through the loop.
+                await asyncio.sleep(0)
+                return answer
+            is_proof = self._unanswered.get(key, False)
+            raise Refused("UNAVAILABLE", "TOOL_UNAVAILABLE", "the MCP server was lost", is_proof=is_proof)
         except MCPError as exc:
             raise self._told(exc, key) from exc
         except InputRequiredRoundsExceededError as exc:
@@ -125,17 +139,18 @@ class Upstream:
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
             raise Refused("UNAVAILABLE", "TOOL_UNAVAILABLE", "the MCP server was lost", is_proof=False) from exc
         finally:
+            connection.calls.discard(lost)
             self._unanswered.pop(key, None)
 
-    async def _live(self) -> Client:
+    async def _live(self) -> tuple[Client, _Connection]:
         """The live connection, waited for if need be. Raises Refused, with proof."""
         try:
             async with asyncio.timeout(WAIT_SECONDS):
-                while self._client is None:
+                while self._client is None or self._current is None:
                     await self._connected.wait()
         except TimeoutError as exc:
             raise Refused("UNAVAILABLE", "TOOL_UNAVAILABLE", "the MCP server is not connected") from exc
-        return self._client
+        return self._client, self._current
 
     def _told(self, error: MCPError, key: str) -> Exception:
         """What an error of the protocol means for a call."""
