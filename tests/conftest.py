@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncIterator, Generator
 
 import pytest
@@ -21,6 +22,12 @@ async def stored(request: pytest.FixtureRequest) -> AsyncIterator[daemons.Served
     """A daemon on each store in turn."""
     async with daemons.serve(request.param) as made:
         yield made
+
+
+def pytest_collection_finish() -> None:
+    """Leave what five thousand collected tests hold out of every later look for garbage, of which tests make many."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(wrapper=True)

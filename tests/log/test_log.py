@@ -289,7 +289,7 @@ async def test_a_commit_during_the_lookup_of_a_tail_is_not_missed(tmp_path: Path
     run = Script()
     await store.write([run.append()])
     async with running(store) as log:
-        for _ in range(50):
+        for _ in range(15):
             async with asyncio.TaskGroup() as group:
                 commit = group.create_task(log.commit(run.append()))
                 lookups = [group.create_task(log.tail(NAMESPACE, "run_1")) for _ in range(3)]

@@ -41,8 +41,8 @@ PATIENCE_SECONDS = 20.0
 LIMITS = ProviderTimeouts(first_byte_seconds=PATIENCE_SECONDS, stall_seconds=1.0, total_seconds=40.0)
 """An answer that is well comes in one piece, so that only a stalled one meets the short limit, however slow we are."""
 AT_ONCE = 48
-STRIDE = len(KINDS)
-"""Every so many bytes a kind has its turn in the short test; together they come to each byte."""
+STRIDE = 2 * len(KINDS)
+"""Every so many bytes a kind has its turn in the short test; together they come to half of the bytes."""
 REQUESTS_AT_MOST = 3 * ATTEMPTS
 """Of a run: the step that calls, the step that answers, and one that is asked again for what made no sense."""
 
