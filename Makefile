@@ -167,6 +167,24 @@ docs: $(INSTALLED) ## Write the documents that are generated
 	$(PYTHON) -m tests.tools.errors_doc
 	$(PYTHON) -m tests.tools.coverage_doc
 	$(VENV)/bin/behestd config-example --markdown > docs/configuration.md
+	$(VENV)/bin/behestd config-example --json-schema > docs/config.schema.json
+
+.PHONY: sbom
+sbom: $(INSTALLED) ## Write the bill of materials, CycloneDX, to build/sbom.json
+	@mkdir -p build
+	$(PYTHON) -m tests.tools.sbom build/sbom.json
+
+.PHONY: deb
+deb: $(INSTALLED) ## Build the Debian package into build/deb
+	$(PYTHON) -m deploy.deb build/deb
+
+.PHONY: manuals
+manuals: $(INSTALLED) ## Write the manual pages into build/man
+	$(PYTHON) -m deploy.manuals build/man
+
+.PHONY: completions
+completions: $(INSTALLED) ## Write shell completions into build/completions
+	$(PYTHON) -m deploy.completions build/completions
 
 .PHONY: fmt
 fmt: $(INSTALLED) ## Repair what lint reports, where a tool can

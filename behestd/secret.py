@@ -33,6 +33,8 @@ class Reference:
 
     kind: str
     name: str = field(repr=False)
+    is_public: bool = False
+    """Whether everybody may read it, as a certificate or an authority; nobody else may change it all the same."""
 
     def __str__(self) -> str:
         return MASK if self.kind == "text" else f"{self.kind}:{self.name}"
@@ -49,6 +51,12 @@ def parse(text: object) -> Reference:
     if not colon or not is_good:
         raise ValueError("a secret is given as env:NAME, file:/path or credential:NAME")
     return Reference(kind, name)
+
+
+def parse_public(text: object) -> Reference:
+    """Read a reference to what is no secret, but kept like one: certificates, public keys. Raises ValueError."""
+    found = parse(text)
+    return Reference(found.kind, found.name, is_public=True)
 
 
 def parse_or_text(text: object) -> Reference:
@@ -95,8 +103,10 @@ def _read(reference: Reference, path: Path) -> str:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise SecretUnusable(f"{reference} is no file")
-        if status.st_mode & _FOR_EVERYBODY:
-            mode = stat.S_IMODE(status.st_mode)
+        mode = stat.S_IMODE(status.st_mode)
+        if reference.is_public and mode & stat.S_IWOTH:
+            raise SecretUnusable(f"{reference} can be changed by everybody (mode {mode:04o}): chmod o-w it")
+        if not reference.is_public and mode & _FOR_EVERYBODY:
             raise SecretUnusable(f"{reference} is open to everybody (mode {mode:04o}): chmod o= it")
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:

@@ -33,6 +33,17 @@ class DaemonProcess:
         self._process: asyncio.subprocess.Process | None = None
 
     @property
+    def pid(self) -> int:
+        """The id of its process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def env(self) -> Mapping[str, str]:
+        """The environment that it is started with."""
+        return self._env
+
+    @property
     def log(self) -> str:
         """What it has written so far."""
         path = self.home / "behestd.log"
@@ -67,6 +78,11 @@ class DaemonProcess:
         """Wait until it has ended by itself. Gives the exit code."""
         assert self._process is not None
         return await self._process.wait()
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     async def kill(self) -> int:
         """End it at once, as a crash does. Gives the exit code."""

@@ -66,7 +66,7 @@ MUTATORS = frozenset(
     }
 )
 BUILDERS = frozenset({"bytearray", "deepcopy", "defaultdict", "deque", "dict", "list", "set"})
-MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_PROTO_LINES = 400, 60, 7, 260
+MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_PROTO_LINES = 400, 60, 7, 300
 PIN = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.!+]+( ; [\w .<>=!'\"()]+)?")
 
 type_of_function = (ast.FunctionDef, ast.AsyncFunctionDef)

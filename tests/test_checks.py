@@ -215,7 +215,7 @@ def test_an_unhandled_event_kind_fails_mypy(tree: Path) -> None:
         (architecture.oversized_code, "behestd/x.py", "x = 1\n" * 401),
         (architecture.oversized_code, "clients/python/behest/x.py", "def f():\n" + "    x = 1\n" * 60),
         (architecture.oversized_code, "behestd/x.py", "def f(a, b, c, d, e, *, g, h, i): ..."),
-        (architecture.oversized_protos, "proto/behest/v1/x.proto", "//\n" * 261),
+        (architecture.oversized_protos, "proto/behest/v1/x.proto", "//\n" * 301),
         (architecture.unpinned_locks, "requirements.lock", "--index-url https://example.org/simple"),
         (architecture.unpinned_locks, "requirements.lock", "grpcio>=1.80"),
         (architecture.unpinned_locks, "requirements.lock", "grpcio @ https://example.org/grpcio.whl"),

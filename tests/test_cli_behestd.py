@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -151,16 +150,6 @@ def test_the_first_address_is_written_to_the_ready_descriptor(tmp_path: Path) ->
         assert daemon.address.endswith(f",unix:{path}")
         assert events_of(f"unix:{path}")[-1] == "run_completed"
         assert daemon.end() == 0
-
-
-def test_systemd_is_told_when_it_is_ready(tmp_path: Path) -> None:
-    path = str(tmp_path / "notify")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(path)
-        manager.settimeout(SECONDS)
-        with serving(tmp_path, environ={"NOTIFY_SOCKET": path}) as daemon:
-            assert manager.recv(100) == b"READY=1"
-            assert daemon.end() == 0
 
 
 def test_a_second_signal_ends_the_drain_at_once(tmp_path: Path) -> None:  # matrix row 70

@@ -9,12 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jsonschema_rs
 import pytest
 
 from behest.v1.definition_pb2 import Limits as RunLimits
 from behest.v1.definition_pb2 import PermissionAction
 from behest.v1.tool_pb2 import SideEffect
-from behestd.config import document
+from behestd.config import document, json_schema
+from behestd.config.settings import Settings
 from behestd.config.source import ConfigInvalid, Configuration, Flag, Origin, data_dir
 from behestd.core import limits as core_limits
 from behestd.core.route import RoutePolicy
@@ -67,6 +69,8 @@ def problems(*arguments: Any, **named: Any) -> list[str]:
         ("server.ready_fd", ("4", 4), ("5", 5), 6),
         ("models.aliases.fast", ('"x/one"', "x/one"), ("x/two", "x/two"), "x/three"),
         ("limits.run.max_steps", ("11", 11), ("12", 12), 13),
+        ("permissions.own_approvals", ("true", True), ("false", False), True),
+        ("models.fallbacks", ('{"a" = ["b"]}', {"a": ("b",)}), ('{"a" = ["c"]}', {"a": ("c",)}), {"a": ["d"]}),
     ],
 )  # fmt: skip
 def test_each_layer_goes_over_the_one_before(  # C137
@@ -82,10 +86,28 @@ def test_each_layer_goes_over_the_one_before(  # C137
             here = here[part] if isinstance(here, Mapping) else getattr(here, part)
         return here, found.source(tuple(key.split(".")))
 
+    assert load().source(tuple(key.split("."))) == "default"
     assert value(load(text, tmp=tmp_path)) == (file[1], str(tmp_path / "behestd.toml"))
     assert value(load(text, environ, tmp=tmp_path)) == (variable[1], next(iter(environ)))
-    wanted = tuple(flag) if isinstance(flag, list) else flag
+    wanted = tuple(flag) if isinstance(flag, list) else {"a": ("d",)} if isinstance(flag, dict) else flag
     assert value(load(text, environ, (Flag("--it", key, flag),), tmp_path)) == (wanted, "--it")
+
+
+def test_a_secret_is_named_by_each_layer_over_the_one_before(tmp_path: Path) -> None:  # C137, C138
+    text = PROVIDER + f'api_key = "file:{secret_file(tmp_path)}"\n'
+    environ = {"BEHEST__PROVIDERS__X__API_KEY": "env:KEY_ONE", "KEY_ONE": f"{CANARY}-1", "KEY_TWO": f"{CANARY}-2"}
+    flags = (Flag("--it", "providers.x.api_key", "env:KEY_TWO"),)
+    key = ("providers", "x", "api_key")
+    assert load().settings.providers == {}
+    for found, source, secret in (
+        (load(text, tmp=tmp_path), str(tmp_path / "behestd.toml"), CANARY),
+        (load(text, environ, tmp=tmp_path), "BEHEST__PROVIDERS__X__API_KEY", f"{CANARY}-1"),
+        (load(text, environ, flags, tmp_path), "--it", f"{CANARY}-2"),
+    ):
+        reference = found.settings.providers["x"].api_key
+        assert isinstance(reference, Reference)
+        assert (found.source(key), found.vault.read(reference).reveal()) == (source, secret)
+        assert secret not in str([entry.value for entry in found.effective()])
 
 
 @pytest.mark.parametrize(("text", "wanted"), [("true", True), ("false", False)])
@@ -363,7 +385,7 @@ def test_a_tool_server_beyond_loopback_needs_tls(tmp_path: Path) -> None:
     text = '[[tools.servers]]\nname = "files"\naddress = "192.0.2.1:5"\n'
     with pytest.raises(ConfigInvalid) as caught:
         planning_tools.tool_servers(load(text, tmp=tmp_path))
-    assert caught.value.metadata["key"] == "tools.servers.0.address"
+    assert caught.value.metadata["key"] == "tools.servers[0].address"
     (server,) = planning_tools.tool_servers(load(f"{text}tls = {{}}\n", tmp=tmp_path))
     assert server.HasField("tls")
 
@@ -380,17 +402,35 @@ def test_the_example_changes_nothing_until_it_is_edited(tmp_path: Path) -> None:
     assert load(document.example(), tmp=tmp_path).settings == load().settings
 
 
-def test_every_line_of_the_example_holds_once_it_is_taken_in(tmp_path: Path) -> None:
+def test_every_line_of_the_example_holds_once_it_is_taken_in() -> None:
     text = re.sub(r"(?m)^#(?=[^ ])", "", document.example())
     assert tomllib.loads(text)["providers"]["local"]["kind"] == "openai"
-    found = load(text, tmp=tmp_path).settings
+    # What it names, as a certificate, is not there.
+    found = Settings.model_validate(tomllib.loads(text))
     assert found.model_copy(update={"providers": {}}).limits == load().settings.limits
     assert found.tools.servers[0].address == "127.0.0.1:7801"
 
 
+def test_the_schema_is_current_and_takes_what_the_example_holds() -> None:  # C137
+    written = (ROOT / "docs/config.schema.json").read_text()
+    assert written == json_schema.written(), "run: behestd config-example --json-schema > docs/config.schema.json"
+    checker = jsonschema_rs.validator_for(json_schema.schema())
+    text = re.sub(r"(?m)^#(?=[^ ])", "", document.example())
+    assert [error.message for error in checker.iter_errors(tomllib.loads(text))] == []
+    assert checker.is_valid({"providers": {"x": {"kind": "openai", "models": ["short", {"name": "long"}]}}})
+    for wrong in (
+        {"limits": {"active_run": 5}},
+        {"limits": {"active_runs": 0}},
+        {"limits": {"active_runs": "5"}},
+        {"providers": {"x": {"kind": "openai", "api_key": "the-key-itself"}}},
+        {"log": {"level": "loud"}},
+    ):
+        assert not checker.is_valid(wrong), wrong
+
+
 def test_every_setting_is_explained() -> None:
     tables = list(document._tables())
-    texts = document._texts()
+    texts = document.read_texts()
     for table in tables:
         for name, _ in table.values():
-            assert texts[table.model.__name__, name].endswith("."), f"{table.key}.{name}"
+            assert document.text_of(texts, table.model, name).endswith("."), f"{table.key}.{name}"

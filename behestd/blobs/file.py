@@ -109,6 +109,10 @@ class FileBlobs:
                 raise ContentCorrupt(sha256)
         except FileNotFoundError:
             raise BlobNotFound(sha256) from None
+        except OSError as exc:
+            if exc.errno != errno.ELOOP:
+                raise
+            raise ContentCorrupt(sha256) from None
         finally:
             self._thread.submit(content.close)
 
@@ -205,7 +209,7 @@ class _Content:
         self._file: BinaryIO = io.BytesIO()
 
     def open(self, offset: int) -> int:
-        self._file = self._path.open("rb")
+        self._file = open(self._path, "rb", opener=_itself)
         self._file.seek(offset)
         return os.fstat(self._file.fileno()).st_size
 
@@ -231,6 +235,11 @@ def _written_ns(path: Path) -> int:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
         return sys.maxsize
+
+
+def _itself(path: str, flags: int) -> int:
+    """Open what has a name itself, not what somebody made it point to."""
+    return os.open(path, flags | os.O_NOFOLLOW)
 
 
 def _private(path: str, flags: int) -> int:

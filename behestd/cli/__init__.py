@@ -5,6 +5,7 @@ Above: people, scripts and the service manager. Below: a file a command. Guarant
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import import_module
@@ -25,7 +26,12 @@ PLACES: Mapping[str, Place] = {
     "serve": Place("behestd.cli.serve", "serve", "Run the daemon in the foreground."),
     "check-config": Place("behestd.cli.settings", "check_config", "Print the configuration in force and its sources."),
     "config-example": Place("behestd.cli.settings", "config_example", "Print a file with every setting."),
-    "fsck": Place("behestd.cli.fsck", "fsck", "Check a data directory; changes nothing."),
+    "token": Place("behestd.cli.token", "token", "Make bearer tokens."),
+    "fsck": Place("behestd.cli.fsck", "fsck", "Check a data directory, and mend its views if told to."),
+    "backup": Place("behestd.cli.backup", "backup", "Copy a data directory while the daemon works."),
+    "restore": Place("behestd.cli.backup", "restore", "Make a data directory from a backup."),
+    "purge": Place("behestd.cli.purge", "purge", "Delete for good, and wipe what was deleted."),
+    "audit": Place("behestd.cli.audit", "audit", "Read and verify the audit log."),
     "version": Place("behestd.cli.version", "version", "Print the version."),
 }
 HELP = "A gRPC runtime daemon for agents."
@@ -58,4 +64,7 @@ class Commands(click.Group):
 
 def main() -> None:
     """Run the command that the arguments name, and exit."""
+    # Below errors grpc writes a line for each handshake that fails, and strangers would fill our log with them. It
+    # reads this once, when it is loaded.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     Commands(name="behestd", help=HELP, epilog=EPILOG).main(prog_name="behestd")

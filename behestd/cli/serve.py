@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,11 @@ import uvloop
 from behestd import __version__
 from behestd.cli import exits
 from behestd.cli.settings import load_or_exit, origin, refuse, settings_options
-from behestd.config.source import ConfigInvalid, Configuration
+from behestd.config.source import ConfigInvalid, Configuration, Origin
 from behestd.daemon import serve as serve_plan
-from behestd.notify import notify
-from behestd.planning import plan as planning
-from behestd.telemetry import Telemetry
+from behestd.notify import ServiceManager
+from behestd.planning import again
+from behestd.telemetry.logs import Logs
 
 logger = structlog.get_logger(__name__)
 
@@ -34,9 +35,13 @@ logger = structlog.get_logger(__name__)
 @click.command()
 @settings_options
 def serve(config: Path | None, **given: Any) -> None:
-    """Run the daemon in the foreground until SIGTERM or SIGINT; a second one ends the drain at once."""
+    """Run the daemon in the foreground until SIGTERM or SIGINT; a second one ends the drain at once.
+
+    SIGHUP reads the configuration again.
+    """
     os.umask(0o077)
-    configuration = load_or_exit(origin(config, given))
+    source = origin(config, given)
+    configuration = load_or_exit(source)
     ready_fd = configuration.settings.server.ready_fd
     if ready_fd is not None:
         try:
@@ -45,25 +50,27 @@ def serve(config: Path | None, **given: Any) -> None:
             refuse(configuration.invalid(("server", "ready_fd"), f"descriptor {ready_fd} is not open"))
     log = configuration.settings.log
     shape = log.format if log.format != "auto" else "console" if sys.stderr.isatty() else "json"
-    with Telemetry(format=shape, level=log.level) as telemetry:
-        code = _run(configuration, telemetry)
+    with Logs(format=shape, level=log.level) as lines:
+        code = _run(source, configuration, lines)
     sys.exit(code)
 
 
-def _run(configuration: Configuration, telemetry: Telemetry) -> int:
+def _run(source: Origin, configuration: Configuration, lines: Logs) -> int:
     """Serve and return the exit code; what is unexpected is raised."""
     settings = configuration.settings
     logger.info("starting behestd", version=__version__, storage=settings.storage.kind, pid=os.getpid())
+    manager = ServiceManager.from_environment(os.environ, os.getpid())
 
     def ready(addresses: Sequence[str]) -> None:
-        telemetry.line(f"ready address={','.join(addresses)} in {process_age_seconds():.2f}s")
+        lines.line(f"ready address={','.join(addresses)} in {process_age_seconds():.2f}s")
         _write_address(settings.server.ready_fd, addresses)
-        notify(os.environ.get("NOTIFY_SOCKET", ""), "READY=1")
+        manager.ready(f"serving on {', '.join(addresses)}")
 
     try:
         # uvloop: an eighth more runs a second than the standard library's loop (docs/decisions/0006).
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            code = runner.run(serve_plan(planning.plan(configuration), ready))
+            plan = replace(again.plan(configuration, source), logs=lines)
+            code = runner.run(serve_plan(plan, ready, manager))
     except asyncio.CancelledError:
         # A second signal: what was in flight is taken up at the next start.
         code = 0
@@ -72,15 +79,15 @@ def _run(configuration: Configuration, telemetry: Telemetry) -> int:
         if found is None:
             raise
         code = found[0]
-        _tell(telemetry, found[1])
+        _tell(lines, found[1])
     logger.info("stopped", code=code)
     return code
 
 
-def _tell(telemetry: Telemetry, error: BaseException) -> None:
+def _tell(lines: Logs, error: BaseException) -> None:
     problems = error.problems if isinstance(error, ConfigInvalid) else (error,)
     for problem in problems:
-        telemetry.line(f"behestd: {problem}")
+        lines.line(f"behestd: {problem}")
 
 
 def _write_address(descriptor: int | None, addresses: Sequence[str]) -> None:

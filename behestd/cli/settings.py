@@ -14,8 +14,9 @@ from typing import Any, NoReturn
 import click
 
 from behestd.cli import exits
-from behestd.config import document
+from behestd.config import document, json_schema
 from behestd.config.source import ConfigInvalid, Configuration, Flag, Origin
+from behestd.planning import auth
 
 FLAGS = {
     "listen": ("--listen", "server.listen"),
@@ -83,7 +84,12 @@ def check_config(config: Path | None, **given: Any) -> None:
 
     Exits with 78 when something is wrong.
     """
-    for entry in load_or_exit(origin(config, given)).effective():
+    configuration = load_or_exit(origin(config, given))
+    try:
+        auth.check(configuration)
+    except ConfigInvalid as error:
+        refuse(error)
+    for entry in configuration.effective():
         if entry.value is None:
             click.echo(f"# {entry.key} is unset")
         else:
@@ -92,6 +98,10 @@ def check_config(config: Path | None, **given: Any) -> None:
 
 @click.command("config-example")
 @click.option("--markdown", is_flag=True, help="Print the reference, docs/configuration.md, instead.")
-def config_example(markdown: bool) -> None:
+@click.option("--json-schema", "as_schema", is_flag=True, help="Print the JSON Schema of the file instead.")
+def config_example(markdown: bool, as_schema: bool) -> None:
     """Print a file with every setting, its meaning and its default, all commented out."""
-    click.echo(document.markdown() if markdown else document.example(), nl=False)
+    if as_schema:
+        click.echo(json_schema.written(), nl=False)
+    else:
+        click.echo(document.markdown() if markdown else document.example(), nl=False)

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from behestd.config import budgets, compaction, context, parts, settings
+from behestd.config import auth, budgets, compaction, context, parts, quotas, retention, settings, telemetry
 from behestd.config.source import bare_kind
 from behestd.secret import Reference
 
@@ -32,11 +32,29 @@ EXAMPLES: Mapping[str, object] = {
     "tools.servers.address": "127.0.0.1:7801",
     "permissions.rules.tool": "delete_*",
     "permissions.rules.action": "deny",
+    "server.tls.certificate": "file:/etc/behestd/tls.pem",
+    "server.tls.key": "credential:tls-key",
+    "auth.tokens.id": "abcdefgh",
+    "auth.tokens.hash": "sha256:" + "0" * 64,
+    "auth.tokens.principal": "ci",
+    "auth.tokens.role": "user",
+    "auth.certificates.role": "user",
+    "auth.certificates.uri": "spiffe://example.org/ci",
+    "auth.certificates.principal": "ci",
+    "auth.jwt.issuer": "https://login.example.org",
+    "auth.jwt.audience": "behest",
+    "auth.jwt.keys": "file:/etc/behestd/jwks.json",
     "admission.reject.name": "card_number",
     "admission.reject.pattern": "[0-9]{16}",
 }
-"""Values for what has no default."""
-NAMES: Mapping[str, str] = {"providers": "local", "namespaces": "default", "policies": "search_*", "sources": "facts"}
+"""Values for what has no default, and for what an entry is not complete without."""
+NAMES: Mapping[str, str] = {
+    "providers": "local",
+    "namespaces": "default",
+    "principals": "ci",
+    "policies": "search_*",
+    "sources": "facts",
+}
 """Keys for tables that the operator names."""
 
 EXAMPLE_HEAD = """\
@@ -56,6 +74,11 @@ secrets masked, and exits with 78 when something is wrong.
 A variable is `BEHEST__` and the key in capitals, `__` for each dot: `BEHEST__LIMITS__ACTIVE_RUNS=64`. What is a text is
 taken as it is, everything else as a TOML or JSON value: `BEHEST__SERVER__LISTEN='["127.0.0.1:0"]'`,
 `BEHEST__TOOLS__POLICIES='{"search_*": {"side_effect": "pure"}}'`.
+
+SIGHUP and `behest reload` have everything read again, and put it in force as a whole or not at all: what begins from
+then on goes by it, what exists keeps what it was made with, and a configuration that is wrong leaves the one in force.
+Where the daemon listens and keeps its data, its extensions and what it exports wait for the next start; the answer to a
+reload names such keys.
 
 A secret is never in the configuration, but the place where it is: `env:NAME`, `file:/path` (which others must not be
 able to read) or `credential:NAME` (in systemd's `$CREDENTIALS_DIRECTORY`). One that is not there stops the start.
@@ -81,7 +104,8 @@ class Table:
         inner = bare_kind(arguments[1 if origin is Mapping else 0]) if origin in (Mapping, tuple) else kind
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return None
-        is_chosen = self.is_list or self.is_named
+        # A table that is not there by default is chosen by being there.
+        is_chosen = self.is_list or self.is_named or _default(field) is None
         if origin is Mapping:
             name_shown = NAMES[name] if NAMES[name].isidentifier() else json.dumps(NAMES[name])
             return Table(f"{prefix}{name}.NAME", f"{shown}{name}.{name_shown}", inner, is_list=False, is_named=True)
@@ -101,14 +125,19 @@ class Table:
 
 def example() -> str:
     """Write the commented file."""
-    texts = _texts()
+    texts = read_texts()
     return EXAMPLE_HEAD + "".join(_example_of(table, texts) for table in _tables() if table.key)
 
 
 def markdown() -> str:
     """Write docs/configuration.md."""
-    texts = _texts()
+    texts = read_texts()
     return MARKDOWN_HEAD + "".join(_markdown_of(table, texts) for table in _tables() if table.key)
+
+
+def models() -> Iterator[type[BaseModel]]:
+    """Yield every section."""
+    return (table.model for table in _tables())
 
 
 def toml(value: object) -> str:
@@ -132,9 +161,10 @@ def _tables() -> Iterator[Table]:
     return walk(Table("", "", settings.Settings, is_list=False, is_named=False))
 
 
-def _texts() -> Texts:
+def read_texts() -> Texts:
+    """Read all texts from the source of the sections."""
     texts: dict[tuple[str, str], str] = {}
-    for module in (settings, budgets, compaction, context, parts):
+    for module in (settings, auth, budgets, compaction, context, parts, quotas, retention, telemetry):
         for node in ast.parse(inspect.getsource(module)).body:
             if not isinstance(node, ast.ClassDef):
                 continue
@@ -150,26 +180,32 @@ def _texts() -> Texts:
     return texts
 
 
+def text_of(texts: Texts, model: type[BaseModel], name: str) -> str:
+    """Find the text of a field, which may be that of a section that this one is made from; empty: it has none."""
+    return next((texts[each.__name__, name] for each in model.__mro__ if (each.__name__, name) in texts), "")
+
+
 def _example_of(table: Table, texts: Texts) -> str:
     mark = "#" if table.is_list or table.is_named else ""
     header = f"[[{table.shown}]]" if table.is_list else f"[{table.shown}]"
-    lines = ["", *_prose(texts[table.model.__name__, ""]), f"{mark}{header}"]
+    lines = ["", *_prose(text_of(texts, table.model, "")), f"{mark}{header}"]
     for name, field in table.values():
-        lines += _prose(texts[table.model.__name__, name])
-        default = EXAMPLES.get(f"{table.key}.{name}") if field.is_required() else _default(field)
+        lines += _prose(text_of(texts, table.model, name))
+        default = None if field.is_required() else _default(field)
+        default = EXAMPLES.get(f"{table.key}.{name}", default)
         lines.append(f"# {name} is unset." if default is None else f"#{name} = {toml(default)}")
     return "\n".join(lines) + "\n"
 
 
 def _markdown_of(table: Table, texts: Texts) -> str:
     header = f"[[{table.key}]]" if table.is_list else f"[{table.key}]"
-    lines = ["", f"## `{header}`", "", texts[table.model.__name__, ""]]
+    lines = ["", f"## `{header}`", "", text_of(texts, table.model, "")]
     values = list(table.values())
     if values:
         lines += ["", "| Key | Type | Default | Meaning |", "|---|---|---|---|"]
     for name, field in values:
         default = "required" if field.is_required() else "unset" if _default(field) is None else _shown(_default(field))
-        text = texts[table.model.__name__, name].replace("\n", " ").replace("|", "\\|")
+        text = text_of(texts, table.model, name).replace("\n", " ").replace("|", "\\|")
         lines.append(f"| `{name}` | {_type(field.annotation)} | {default} | {text} |")
     return "\n".join(lines) + "\n"
 

@@ -116,7 +116,7 @@ class Provider(Section):
     """Where the interface begins, with its version, as https://HOST/v1. Empty: at the vendor's."""
     api_key: SecretRef | None = None
     """The key, as env:NAME, file:/path or credential:NAME. Unset: none is sent."""
-    models: tuple[Annotated[Model, BeforeValidator(_named)], ...] = ()
+    models: tuple[Annotated[Model, BeforeValidator(_named, json_schema_input_type=str | Model)], ...] = ()
     """The models, each a name or a table. With kind "embedded" there is one, all-minilm-l6-v2, also when unset."""
     headers: Mapping[str, HeaderText] = Field(default_factory=dict)
     """Headers of each request; a value may be a reference to a secret."""
@@ -211,7 +211,8 @@ def _weighted(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
 
-Alias = str | Annotated[tuple[Annotated[WeightedModel, BeforeValidator(_weighted)], ...], Len(1, 64)]
+_Weighted = Annotated[WeightedModel, BeforeValidator(_weighted, json_schema_input_type=str | WeightedModel)]
+Alias = str | Annotated[tuple[_Weighted, ...], Len(1, 64)]
 
 
 class Models(Section):

@@ -11,22 +11,23 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Len
+from annotated_types import Ge, Le, Len
 from pydantic import AfterValidator, Field, Strict, model_validator
 
+from behestd.config.auth import Auth, ListenTls
 from behestd.config.budgets import Budgets
 from behestd.config.compaction import Compaction, Pruning
 from behestd.config.context import Context
-from behestd.config.kinds import MIB, Count, Name, Positive, PositiveSeconds, Seconds, Section
+from behestd.config.kinds import MIB, Count, Flag, Name, Positive, PositiveSeconds, Seconds, Section
 from behestd.config.parts import Models, Provider, Tools
+from behestd.config.quotas import Overload, Quotas
+from behestd.config.retention import Retention
+from behestd.config.telemetry import Telemetry
 from behestd.service import listen
 
 
-def _local_address(text: str) -> str:
-    address = listen.parse(text)
-    if not address.is_local:
-        raise ValueError(f"{address} is not local, and no credentials are configured")
-    return text
+def _address(text: str) -> str:
+    return str(listen.parse(text))
 
 
 def _absolute(text: str) -> str:
@@ -43,7 +44,7 @@ def _pattern(text: str) -> str:
     return text
 
 
-Address = Annotated[str, AfterValidator(_local_address)]
+Address = Annotated[str, AfterValidator(_address)]
 Repeats = Annotated[int, Strict(), Ge(2)]
 AbsolutePath = Annotated[str, AfterValidator(_absolute)]
 
@@ -52,9 +53,15 @@ class Server(Section):
     """Where and how the daemon listens."""
 
     listen: tuple[Address, ...] = ("127.0.0.1:7717",)
-    """Addresses, each HOST:PORT (port 0: any that is free) or unix:PATH. Only local ones without credentials."""
+    """Addresses, each HOST:PORT (port 0: any that is free) or unix:PATH. Beyond this machine only with TLS and
+    credentials."""
     unix: AbsolutePath = ""
     """Path of a Unix socket to listen on as well, with mode 0660. Empty: none."""
+    tls: ListenTls | None = None
+    """TLS. Unset: plaintext, which only this machine may hear."""
+    reflection: Flag | None = None
+    """Whether tools such as grpcurl may ask for the contract, beyond local mode with the scope admin. Unset: in local
+    mode only."""
     ready_fd: Count | None = None
     """File descriptor to which the first address is written, with a newline, once the daemon serves."""
     request_bytes: Positive = 4 * MIB
@@ -164,6 +171,12 @@ class Limits(Section):
     """Largest input of a run."""
     artifact_bytes: Positive = 2048 * MIB
     """Largest artifact."""
+    schema_bytes: Positive = 64 * 1024
+    """Largest JSON Schema of a tool or an answer."""
+    schema_depth: Annotated[int, Strict(), Ge(1), Le(64)] = 32
+    """Most levels of brackets of a schema."""
+    schema_nodes: Positive = 2_000
+    """Most subschemas of a schema."""
     history_messages: Positive = 10_000
     """Messages of earlier runs that are read for a run."""
     queue_seconds: PositiveSeconds = 900.0
@@ -253,6 +266,7 @@ class Settings(Section):
     """Everything that can be configured."""
 
     server: Server = Server()
+    auth: Auth = Auth()
     storage: Storage = Storage()
     limits: Limits = Limits()
     models: Models = Models()
@@ -263,8 +277,12 @@ class Settings(Section):
     extensions: Extensions = Extensions()
     admission: Admission = Admission()
     budgets: Budgets = Budgets()
+    quotas: Quotas = Quotas()
+    overload: Overload = Overload()
     compaction: Compaction = Compaction()
     pruning: Pruning = Pruning()
+    retention: Retention = Retention()
+    telemetry: Telemetry = Telemetry()
     log: Log = Log()
 
     @model_validator(mode="after")

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ValidationError
 from behestd.config.settings import Settings
 from behestd.errors import InvalidRequest
 from behestd.secret import Reference, SecretUnusable, Vault
+from behestd.service import listen
 
 ENV_PREFIX = "BEHEST__"
 DEFAULT = "default"
@@ -83,7 +84,7 @@ class Configuration:
     sources: Mapping[Key, str]
     vault: Vault
 
-    def source(self, key: Key) -> str:
+    def source(self, key: Sequence[str | int]) -> str:
         """Tell where a value came from; a table's is that of the first thing in it."""
         return _source_of(self.sources, key)
 
@@ -94,7 +95,7 @@ class Configuration:
             for key, value in _leaves(self.settings.model_dump(mode="json"))
         )
 
-    def invalid(self, key: Key, text: str) -> ConfigInvalid:
+    def invalid(self, key: Sequence[str | int], text: str) -> ConfigInvalid:
         """Make the error of a setting that turns out to be wrong later on."""
         return ConfigInvalid([Problem(self.source(key), dotted(key), text)])
 
@@ -126,7 +127,7 @@ class Origin:
             problems = [_problem(layers, details) for details in error.errors(include_url=False, include_input=False)]
             raise ConfigInvalid(problems) from None
         configuration = Configuration(settings, layers.sources, Vault(self.environ))
-        missing = list(_missing(configuration))
+        missing = [*_missing(configuration), *_unprotected(configuration)]
         if missing:
             raise ConfigInvalid(missing)
         return configuration
@@ -303,6 +304,16 @@ def _missing(configuration: Configuration) -> Iterator[Problem]:
             configuration.vault.read(reference)
         except SecretUnusable as error:
             yield Problem(_source_of(configuration.sources, key), dotted(key), str(error.args[0]))
+
+
+def _unprotected(configuration: Configuration) -> Iterator[Problem]:
+    server, auth = configuration.settings.server, configuration.settings.auth
+    for index, text in enumerate(server.listen):
+        try:
+            listen.check_open(listen.parse(text), has_tls=server.tls is not None, has_credentials=not auth.is_empty)
+        except listen.AddressRefused as error:
+            key = ("server", "listen")
+            yield Problem(_source_of(configuration.sources, key), dotted((*key, index)), str(error))
 
 
 def references(value: object, key: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Reference]]:

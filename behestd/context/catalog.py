@@ -7,13 +7,14 @@ from the configuration and by extensions; sources of registered servers need no 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from behest.v1.context_pb2 import ContextFailurePolicy, ContextSource, ContextSourceKind
 from behestd.context.function import Function, FunctionSource
 from behestd.context.source import DEFAULT_TIMEOUT_SECONDS, SourceNotFound
 from behestd.core.sources import HISTORY, HISTORY_SOURCE, RESERVED
 from behestd.core.times import duration
+from behestd.errors import InvalidRequest
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _OF_SERVER = re.compile(r"([A-Za-z0-9_-]{1,64})/([A-Za-z0-9_-]{1,64})")
@@ -35,17 +36,25 @@ class Sources:
         known = self._configured.get(name)
         if name in self._functions or (known is not None and known.kind != _FUNCTION):
             raise ValueError(f"there is a context source {name} already")
-        made = ContextSource(
-            name=name,
-            kind=_FUNCTION,
-            description=description,
-            timeout=duration(DEFAULT_TIMEOUT_SECONDS),
-            on_failure=_SKIP,
-        )
-        if known is not None:
-            made.CopyFrom(known)
-            made.description = known.description or description
-        self._functions[name] = (made, FunctionSource(name, function))
+        self._functions[name] = (_of_function(name, description, known), FunctionSource(name, function))
+
+    def prepare(self, other: Sources) -> Callable[[], None]:
+        """Check another configuration beside the functions that are here; what is returned puts it in force.
+
+        Raises InvalidRequest for a name that a function of an extension has.
+        """
+        configured = other._configured
+        functions = {}
+        for name, (old, function) in self._functions.items():
+            known = configured.get(name)
+            if known is not None and known.kind != _FUNCTION:
+                raise InvalidRequest(f"context.sources.{name}", "a function of an extension has this name")
+            functions[name] = (_of_function(name, old.description, known), function)
+
+        def swap() -> None:
+            self._configured, self._functions = configured, functions
+
+        return swap
 
     def forget_functions(self) -> None:
         """Take out all functions: extensions are about to add theirs."""
@@ -82,3 +91,18 @@ class Sources:
         """The names that agents can use, ascending, without those of registered servers."""
         configured = (name for name, source in self._configured.items() if source.kind != _FUNCTION)
         return sorted({HISTORY, *configured, *self._functions})
+
+
+def _of_function(name: str, description: str, known: ContextSource | None) -> ContextSource:
+    """Make the source of a function, as it is configured, else with the defaults."""
+    made = ContextSource(
+        name=name,
+        kind=_FUNCTION,
+        description=description,
+        timeout=duration(DEFAULT_TIMEOUT_SECONDS),
+        on_failure=_SKIP,
+    )
+    if known is not None:
+        made.CopyFrom(known)
+        made.description = known.description or description
+    return made

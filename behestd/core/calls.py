@@ -16,7 +16,7 @@ from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.run_event_pb2 import RunFailed
 from behest.v1.run_state_pb2 import RunState
 from behest.v1.tool_pb2 import Executed, SideEffect, Tool, ToolErrorPolicy, ToolUnknownPolicy
-from behestd.core import asking, children
+from behestd.core import asking, children, pausing
 from behestd.core.doom_loop import fingerprint
 from behestd.core.draft import Draft, failure_status
 from behestd.core.limits import WAIT_SECONDS, excess_of_calls, excess_of_history
@@ -57,11 +57,11 @@ def progress(draft: Draft) -> None:
         if draft.run.is_ended:
             return
     for call in draft.run.step.calls:
-        if not _is_ready(draft, call, allowed):
+        if not _is_ready(draft, call, allowed) or pausing.hold_of(draft, call):
             continue
         if not has_room(draft.run, call):
             break
-        if children.is_child(call) and _refuse_child(draft, call):
+        if children.is_child(call) and call.child is None and _refuse_child(draft, call):
             continue
         send(draft, call, call.allowed_by or allowed.get(call.call.id, ""))
 
@@ -276,7 +276,8 @@ def _redo_due_ns(draft: Draft, call: Call, signal: ToolBroke) -> int:
 
 
 def _has_attempts(call: Call, tool: Tool) -> bool:
-    return call.attempt < (tool.policy.max_attempts if tool.policy.HasField("max_attempts") else _MAX_ATTEMPTS)
+    most = tool.policy.max_attempts if tool.policy.HasField("max_attempts") else _MAX_ATTEMPTS
+    return call.attempt - call.held < most
 
 
 def _may_go_again(call: Call, now_ns: int) -> bool:

@@ -18,11 +18,13 @@ from behest.v1.message_pb2 import Message
 from behest.v1.model_event_pb2 import FailureClass, SupersedeReason
 from behest.v1.model_pb2 import Price
 from behest.v1.usage_pb2 import Usage, UsageSource
+from behestd.core import pausing
 from behestd.core.compaction import Need, conversation, cut, room
 from behestd.core.compaction_call import chat, in_prompt, summary_of, text_of
 from behestd.core.draft import Draft
 from behestd.core.estimate import estimate, estimate_chat
 from behestd.core.limits import excess_of_attempt, excess_of_step
+from behestd.core.pauses import Pause
 from behestd.core.signals import Given, SummaryBroke, SummaryEnded
 from behestd.core.sources import limits_of
 from behestd.core.spend import priced
@@ -71,6 +73,9 @@ def _ask(draft: Draft, wish: tuple[int, str, int], *, is_reactive: bool) -> bool
     run, given = draft.run, draft.given
     step, endpoint, tokens = wish
     writer = _writer(run, given, endpoint)
+    if not writer and (pause := _pause(run, given, endpoint)):
+        pausing.wait_for(draft, pause)
+        return True
     if not writer or given.is_draining or given.circuit.open_until_ns > given.now_ns:
         return False
     policy, window = run.definition.compaction.policy, _writer_window(run, writer)
@@ -107,9 +112,20 @@ def _ask(draft: Draft, wish: tuple[int, str, int], *, is_reactive: bool) -> bool
 
 def _writer(run: Run, given: Given, endpoint: str) -> str:
     """The next model to write the summary: the one configured, else that of the run; empty when none is left."""
+    left = [model for model in _writers(run, endpoint) if given.health.open_until_ns.get(model, 0) <= given.now_ns]
+    return next((model for model in left if not given.pauses.of_run_model(run, model)), "")
+
+
+def _writers(run: Run, endpoint: str) -> list[str]:
+    """The models that may write the summary and have not failed at it."""
     candidates = dict.fromkeys(filter(None, (run.definition.compaction.policy.model, endpoint)))
-    free = (model for model in candidates if given.health.open_until_ns.get(model, 0) <= given.now_ns)
-    return next((model for model in free if model not in run.compaction.failed), "")
+    return [model for model in candidates if model not in run.compaction.failed]
+
+
+def _pause(run: Run, given: Given, endpoint: str) -> Pause | None:
+    """The pause of a model that may write the summary, if there is one."""
+    found = (given.pauses.of_run_model(run, model) for model in _writers(run, endpoint))
+    return next(filter(None, found), None)
 
 
 def _writer_window(run: Run, writer: str) -> int:

@@ -17,14 +17,16 @@ from behestd.core import (
     children,
     compaction_turn,
     inputs,
+    pausing,
     questions,
     recovery,
     sources_turn,
     turn,
     verdicts,
+    waits,
 )
 from behestd.core.draft import Draft, failure_status
-from behestd.core.limits import BACKOFF_WAIT_SECONDS, RECOVERIES
+from behestd.core.limits import RECOVERIES
 from behestd.core.run import Payload, is_idle_claim
 from behestd.core.signals import (
     Cancel,
@@ -34,6 +36,7 @@ from behestd.core.signals import (
     ContextGathered,
     Decision,
     Given,
+    Held,
     Input,
     ModelBroke,
     ModelEnded,
@@ -48,7 +51,7 @@ from behestd.core.signals import (
     ToolEnded,
     Wake,
 )
-from behestd.core.state import Phase, Run, Wait, state_name
+from behestd.core.state import Phase, Run, state_name
 from behestd.core.times import SECOND, duration_ns, timestamp
 from behestd.errors import RunEnding
 
@@ -107,6 +110,8 @@ def _record(draft: Draft, signal: Signal) -> None:  # noqa: C901  one case a sig
             calls.status_known(draft, signal)
         case ChildEnded():
             _child_ended(draft, signal)
+        case Held():
+            pausing.held(draft, signal)
         case Decision():
             verdicts.decided(draft, signal)
         case Resolution():
@@ -120,8 +125,22 @@ def advance(draft: Draft) -> None:
     released = bool(draft.payloads) and isinstance(draft.payloads[-1], events.RunReleased)
     if released:
         return
+    before, count = draft.run, len(draft.payloads)
     if draft.run.state == _WAITING:
-        _resume_if_due(draft)
+        waits.resume_if_due(draft)
+    _go_on(draft)
+    if pausing.is_unmoved(draft.payloads[count:], before):
+        _stay_paused(draft, before, count)
+
+
+def _stay_paused(draft: Draft, before: Run, count: int) -> None:
+    """Take back what comes to waiting as before, and end a run that waited its time."""
+    draft.go_back(before, count)
+    if before.life.wait is not None and draft.given.now_ns >= before.life.wait.until_ns:
+        fail(draft, "RUNTIME_PAUSED", f"{before.life.wait.subject} stayed paused", subject=before.life.wait.subject)
+
+
+def _go_on(draft: Draft) -> None:
     _heed_deadline(draft)
     while draft.run.state == _RUNNING:
         if draft.given.is_draining and not turn.is_over(draft.run):
@@ -136,7 +155,7 @@ def advance(draft: Draft) -> None:
         if len(draft.payloads) == before:
             break
     if draft.run.state == _RUNNING:
-        _wait_if_idle(draft)
+        waits.park(draft)
     if draft.run.state == _CANCELLING:
         _end_if_quiet(draft)
 
@@ -144,7 +163,7 @@ def advance(draft: Draft) -> None:
 def _child_ended(draft: Draft, signal: ChildEnded) -> None:
     call, wait = draft.run.call(signal.call_id), draft.run.life.wait
     if wait is not None and call is not None and children.is_open(call):
-        _resume(draft, wait, expired=False)
+        waits.resume(draft, wait, expired=False)
     child_ends.ended(draft, signal)
 
 
@@ -217,7 +236,7 @@ def _input(draft: Draft, given: Input) -> None:
     draft.note(events.InputReceived(input_id=given.input_id, message=given.message, principal=given.principal))
     wait = draft.run.life.wait
     if wait is not None and (question is not None or wait.reason == WaitReason.WAIT_REASON_INPUT):
-        _resume(draft, wait, expired=False)
+        waits.resume(draft, wait, expired=False)
     if question is not None:
         said = ToolEnded(question.call.id, question.attempt, questions.answer(question, given.message))
         calls.ended(draft, said)
@@ -267,77 +286,8 @@ def _expire(draft: Draft) -> None:
         return
     if wait is None or is_mute or wait.reason == WaitReason.WAIT_REASON_INPUT:
         fail(draft, "RUN_INPUT_EXPIRED", "nobody gave the input that the run waited for")
-    elif wait.reason == WaitReason.WAIT_REASON_PAUSED:
-        fail(draft, "RUNTIME_PAUSED", "what the run needs stayed paused")
-    else:
-        _resume(draft, wait, expired=True)
-
-
-def _resume_if_due(draft: Draft) -> None:
-    """End a wait as soon as one of the calls can go on, or none is left that waits for the same people."""
-    wait, open_calls, now_ns = draft.run.life.wait, draft.run.step.calls, draft.given.now_ns
-    if wait is not None and children.moves(draft.given.kin, draft.run):
-        _resume(draft, wait, expired=False)
-        return
-    if wait is None or wait.reason not in _WAITS_FOR_PEOPLE:
-        return
-    is_input = wait.reason == WaitReason.WAIT_REASON_INPUT  # which only an input ends
-    is_stuck = is_input or any(_WAITS.get(call.phase) == wait.reason for call in open_calls)
-    is_due = any(call.phase is Phase.BACKOFF and call.due_ns <= now_ns for call in open_calls)
-    if is_due or not is_stuck or any(call.phase is Phase.ALLOWED for call in open_calls):
-        _resume(draft, wait, expired=False)
-
-
-_WAITS_FOR_PEOPLE = (
-    WaitReason.WAIT_REASON_APPROVAL,
-    WaitReason.WAIT_REASON_INPUT,
-    WaitReason.WAIT_REASON_OUTCOME_UNKNOWN,
-)
-
-
-_CHILD = WaitReason.WAIT_REASON_CHILD
-
-
-def _resume(draft: Draft, wait: Wait, *, expired: bool) -> None:
-    """End a wait; the deadline goes on from where it stood."""
-    deadline = timestamp(draft.given.now_ns + wait.remaining_ns)
-    draft.note(events.RunResumed(reason=wait.reason, expired=expired, deadline=deadline))  # type: ignore[arg-type]
-
-
-_WAITS = {
-    Phase.ASKED: WaitReason.WAIT_REASON_APPROVAL,
-    Phase.STARTED: WaitReason.WAIT_REASON_INPUT,
-    Phase.UNKNOWN: WaitReason.WAIT_REASON_OUTCOME_UNKNOWN,
-    Phase.BACKOFF: WaitReason.WAIT_REASON_BACKOFF,
-}
-"""What a run waits for when its calls are in these phases, the first that applies. STARTED is that of questions."""
-
-
-def _wait_if_idle(draft: Draft) -> None:
-    """Park the run when everything that is open about it is a wait."""
-    step = draft.run.step
-    if step.open is not None or not step.answered or draft.run.compaction.open is not None:
-        return
-    if turn.awaits(draft.run):
-        return
-    soon_ns = draft.given.now_ns + int(BACKOFF_WAIT_SECONDS * SECOND)
-    due_ns: dict[int, int] = {}
-    for call in step.calls:
-        if children.is_open(call):
-            until_ns = children.rests_until_ns(draft.given.kin, draft.run, call)
-            if until_ns <= draft.given.now_ns:
-                return
-            due_ns[_CHILD] = min(until_ns, due_ns.get(_CHILD, until_ns))
-            continue
-        if call.phase is Phase.STARTED and not questions.is_question(call):
-            return
-        if call.phase in _WAITS and (call.phase is not Phase.BACKOFF or call.due_ns > soon_ns):
-            reason = _WAITS[call.phase]
-            due_ns[reason] = min(call.due_ns, due_ns.get(reason, call.due_ns))
-        elif call.phase is not Phase.DONE:
-            return
-    reason = next(reason for reason in (*_WAITS.values(), _CHILD) if reason in due_ns)
-    draft.note(events.RunWaiting(reason=reason, until=timestamp(due_ns[reason])))
+    elif wait.reason != WaitReason.WAIT_REASON_PAUSED:  # Whether that still is so is seen when it tries to go on.
+        waits.resume(draft, wait, expired=True)
 
 
 # --- ends ---

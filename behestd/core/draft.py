@@ -26,6 +26,11 @@ class Draft:
         self.run = apply(self.run, payload, self.given.now_ns)
         self.payloads.append(payload)
 
+    def go_back(self, run: Run, count: int) -> None:
+        """Decide otherwise: the run is as it was when there were so many events."""
+        self.run = run
+        del self.payloads[count:]
+
 
 _UNKNOWN = 2
 """google.rpc.Code.UNKNOWN: the reason is what counts, the code of a run's end says nothing."""

@@ -10,7 +10,7 @@ from behestd.core import calls, children
 from behestd.core.draft import Draft
 from behestd.core.questions import is_question
 from behestd.core.signals import ToolBroke
-from behestd.core.state import Phase, Run
+from behestd.core.state import Call, Phase, Run
 from behestd.core.step import is_queryable
 from behestd.core.wanted import is_awaited
 
@@ -39,9 +39,20 @@ def recover(draft: Draft) -> None:
         elif call.started.side_effect == SideEffect.SIDE_EFFECT_PURE and cancelling:
             calls.drop(draft, call)
         elif call.started.side_effect in calls.REDOABLE and not cancelling:
-            calls.send(draft, call, call.started.allowed_by)
+            _redo(draft, call)
         else:
             calls.doubt(draft, call)
+
+
+def _redo(draft: Draft, call: Call) -> None:
+    """Send a call again, or have it sent when what it needs is paused no more."""
+    if not draft.given.pauses.of_call(draft.run, call):
+        calls.send(draft, call, call.started.allowed_by if call.started is not None else "")
+        return
+    transient, unknown = FailureClass.FAILURE_CLASS_TRANSIENT, Executed.EXECUTED_UNKNOWN
+    text = "the daemon stopped during the call, and what it needs is paused"
+    lost = ToolBroke(call.call.id, call.attempt, transient, unknown, "RUNTIME_PAUSED", text)
+    calls.record_failure(draft, call, lost, draft.given.now_ns, is_final=False)
 
 
 def drop_pure(draft: Draft) -> None:

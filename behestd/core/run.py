@@ -22,7 +22,7 @@ from behestd.core.doom_loop import warning
 from behestd.core.inputs import digest
 from behestd.core.questions import oldest
 from behestd.core.spend import settle
-from behestd.core.state import TERMINAL, Cancel, Head, Life, Ownership, Phase, Run, Wait, replace, state_name
+from behestd.core.state import TERMINAL, Cancel, Head, Life, Ownership, Phase, Run, Step, Wait, replace, state_name
 from behestd.core.step import FOLDS, progressed, results
 from behestd.core.times import nanoseconds
 from behestd.errors import LogCorrupt, NewerFormat
@@ -187,7 +187,8 @@ def _started(run: Run, payload: Payload, now_ns: int) -> Run:
 
 
 def _waiting(run: Run, payload: Payload, now_ns: int) -> Run:
-    wait = Wait(payload.reason, nanoseconds(payload.until), max(run.life.deadline_ns - now_ns, 0))
+    left_ns = max(run.life.deadline_ns - now_ns, 0)
+    wait = Wait(payload.reason, nanoseconds(payload.until), left_ns, now_ns, payload.subject)
     life = replace(run.life, wait=wait, deadline_ns=0)
     if payload.reason == WaitReason.WAIT_REASON_BACKOFF and not life.backoff_since_ns:
         life = replace(life, backoff_since_ns=now_ns)
@@ -195,8 +196,19 @@ def _waiting(run: Run, payload: Payload, now_ns: int) -> Run:
 
 
 def _resumed(run: Run, payload: Payload, now_ns: int) -> Run:
+    if payload.reason == WaitReason.WAIT_REASON_PAUSED and run.life.wait is not None and run.step.calls:
+        run = replace(run, step=_stood_still(run.step, now_ns - run.life.wait.since_ns))
     life = replace(run.life, wait=None, deadline_ns=nanoseconds(payload.deadline))
     return progressed(replace(run, life=life))
+
+
+def _stood_still(step: Step, waited_ns: int) -> Step:
+    """The step after a pause, which takes nothing from the time that its calls have for all their attempts."""
+    calls = tuple(
+        replace(call, first_start_ns=call.first_start_ns + waited_ns) if call.first_start_ns else call
+        for call in step.calls
+    )
+    return replace(step, calls=calls)
 
 
 def _input(run: Run, payload: Payload, now_ns: int) -> Run:

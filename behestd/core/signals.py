@@ -18,6 +18,7 @@ from behestd.core.children import Kin, NoKin
 from behestd.core.compaction import CLOSED, Circuit
 from behestd.core.composed import Composed
 from behestd.core.limits import Excess
+from behestd.core.pauses import NONE, Pauses
 from behestd.core.places import AsPinned, Places
 from behestd.core.route import Health, RoutePolicy
 from behestd.core.sources import Answer
@@ -51,6 +52,8 @@ class Given:
     """Where tool calls can go."""
     kin: Kin = field(default_factory=NoKin)
     """What other runs do."""
+    pauses: Pauses = NONE
+    """What operators paused."""
     circuit: Circuit = CLOSED
     """How summarising the session fared."""
     calibration: Mapping[str, int] = field(default_factory=dict)
@@ -161,6 +164,13 @@ class ChildEnded:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """An effect of which nothing left: what it needs was paused when it was to begin."""
+
+    effect: CallModel | CallTool | Summarise
+
+
+@dataclass(frozen=True, slots=True)
 class Wake:
     """Time has come."""
 
@@ -248,6 +258,7 @@ Outcome = (
     | ToolBroke
     | StatusKnown
     | ChildEnded
+    | Held
     | Wake
 )
 Command = Claim | Start | Condemn | Release | Cancel | Input | Decision | Resolution

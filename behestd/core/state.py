@@ -84,6 +84,8 @@ class Call:
     """Whether it ended without anybody knowing whether it took effect."""
     child: ChildRunStarted | None = None
     """The child run that executes it."""
+    held: int = 0
+    """Attempts that a pause stopped before they left."""
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,9 @@ class Wait:
     reason: int
     until_ns: int
     remaining_ns: int
+    since_ns: int = 0
+    subject: str = ""
+    """What is paused, when it waits for that."""
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,8 @@ def _tool_failed(run: Run, payload: Payload, now_ns: int) -> Run:
         return progressed(_with_call(run, replace(call, phase=Phase.DONE, result=result)))
     if payload.executed != Executed.EXECUTED_NO:
         call = replace(call, may_have_run=True)
+    elif payload.reason == "RUNTIME_PAUSED":
+        call = replace(call, held=call.held + 1)
     asks = payload.executed != Executed.EXECUTED_NO and is_queryable(call)
     if asks:
         return _with_call(run, replace(call, phase=Phase.ASKING, due_ns=0))

@@ -12,7 +12,7 @@ from behest.v1.model_event_pb2 import FailureClass, SupersedeReason
 from behest.v1.model_pb2 import Price
 from behest.v1.run_state_pb2 import RunOutput, WaitReason
 from behest.v1.usage_pb2 import Usage, UsageSource
-from behestd.core import compaction_turn, route, structured
+from behestd.core import compaction_turn, pausing, route, structured
 from behestd.core.doom_loop import find_cycle
 from behestd.core.draft import Draft, failure_status
 from behestd.core.estimate import estimate
@@ -40,17 +40,16 @@ def request(draft: Draft, gathered: Gathered | None = None) -> None:
     `gathered` is what the context sources of a new step gave; without it a step that has such sources waits for them.
     """
     run = draft.run
-    if run.step.open is not None or run.compaction.open is not None:
+    if run.step.open is not None or run.compaction.open is not None or pausing.holds_run(draft):
         return
     begins = run.step.number == 0 or run.step.answered
     if not begins and compaction_turn.react(draft, lambda model: compose(run, draft.given.history, model).whole_tokens):
         return
     chosen = _next(draft, () if begins else run.step.failures)
-    if isinstance(chosen, route.WaitUntil):
-        _wait_for_model(draft, chosen)
+    if not isinstance(chosen, route.Try):
+        _go_without(draft, chosen)
         return
-    if isinstance(chosen, route.GiveUp):
-        _give_up(draft, chosen.failure)
+    if pausing.holds_model(draft, chosen.endpoint):
         return
     context = (gathered or planned(run.definition, draft.given.calibration)) if begins else None
     window = compose(run, draft.given.history, chosen.endpoint, context)
@@ -78,6 +77,13 @@ def request(draft: Draft, gathered: Gathered | None = None) -> None:
             deadline=timestamp(min(draft.given.now_ns + draft.given.model_timeout_ns, run.life.deadline_ns)),
         )
     )
+
+
+def _go_without(draft: Draft, chosen: route.WaitUntil | route.GiveUp) -> None:
+    if isinstance(chosen, route.WaitUntil):
+        _wait_for_model(draft, chosen)
+    else:
+        _give_up(draft, chosen.failure)
 
 
 def _policy(run: Run, given: Given) -> route.RoutePolicy:

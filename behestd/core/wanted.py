@@ -8,9 +8,10 @@ from math import inf
 from behest.v1.run_state_pb2 import RunState
 from behest.v1.tool_pb2 import SideEffect
 from behestd.core import children
+from behestd.core.pauses import NONE, Pauses
 from behestd.core.questions import is_open, is_question
 from behestd.core.signals import AskContext, AskStatus, CallModel, CallTool, CancelTool, Effect, Summarise
-from behestd.core.state import Call, Phase, Run
+from behestd.core.state import Call, Phase, Run, replace
 from behestd.core.times import duration_ns
 from behestd.core.turn import awaits
 
@@ -77,8 +78,12 @@ def _is_exclusive(call: Call) -> bool:
     return call.tool is not None and call.tool.policy.exclusive
 
 
-def alarm_ns(run: Run, cancel_grace_ns: int) -> int:
-    """When the run is to be looked at again at the latest; 0 never."""
+def alarm_ns(run: Run, cancel_grace_ns: int, pauses: Pauses = NONE) -> int:
+    """When the run is to be looked at again at the latest; 0 never. A call that is held back needs no time."""
+    if pauses:
+        calls = run.step.calls
+        free = tuple(call for call in calls if call.phase is not Phase.BACKOFF or not pauses.of_call(run, call))
+        run = replace(run, step=replace(run.step, calls=free)) if len(free) < len(calls) else run
     times = _times(run, cancel_grace_ns)
     return min((time for time in times if time), default=0)
 

@@ -1,13 +1,19 @@
-"""Reads a data directory and says what is wrong with it. Changes nothing; works beside a daemon and without one."""
+"""Reads a data directory and says what is wrong with it, beside a daemon or without one; `rebuild` mends its views.
+
+Above: `behestd fsck`, backups. Below: `chain` for logs, `fsck_views` for views, `fsck_blobs` for content.
+Nothing is changed but by `rebuild`, which needs the directory to itself.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import sqlite3
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from behestd.log import chain, sqlite_schema
+from behestd.log import chain, fsck_blobs, fsck_views, sqlite_schema
+from behestd.log.directory import Directory
 
 MAX_PROBLEMS = 100
 
@@ -22,6 +28,8 @@ class Report:
     runs: int = 0
     events: int = 0
     problems: tuple[str, ...] = ()
+    dangling_blobs: int = 0
+    """Contents that nothing names, which is no problem."""
 
 
 def check(data_dir: Path) -> Report:
@@ -29,6 +37,50 @@ def check(data_dir: Path) -> Report:
 
     Raises FileNotFoundError when there is no store, NewerStore when it is newer than this version.
     """
+    return _read(data_dir, _check)
+
+
+def check_all(data_dir: Path) -> Report:
+    """Check what `check` does, that all views are what the logs come to, and the content of every artifact.
+
+    An older format is checked as `check` does it, since its views lack what is compared. Raises as `check`.
+    """
+    root = data_dir / fsck_blobs.FOLDER
+
+    def read(connection: sqlite3.Connection) -> Report:
+        report = _check(connection)
+        found = list(report.problems)
+        if report.version == len(sqlite_schema.MIGRATIONS):
+            for problem in (*fsck_views.problems(connection), *fsck_blobs.problems(connection, root)):
+                if len(found) < MAX_PROBLEMS:
+                    found.append(problem)
+        return replace(report, problems=tuple(found), dangling_blobs=fsck_blobs.dangling(connection, root))
+
+    return _read(data_dir, read)
+
+
+def rebuild(data_dir: Path) -> int:
+    """Write the views of every run anew whose log is sound and comes to others; gives how many runs that were.
+
+    Raises StoreInUse while a daemon has the directory, FileNotFoundError, NewerStore, StoreCorrupt.
+    """
+    path = data_dir / sqlite_schema.FILE_NAME
+    if not path.exists():
+        raise FileNotFoundError(f"no store in {data_dir}")
+    with contextlib.closing(Directory(data_dir)), contextlib.closing(sqlite_schema.connect(path)) as connection:
+        try:
+            connection.execute("PRAGMA secure_delete = ON")
+            connection.execute("PRAGMA journal_mode = WAL")
+            sqlite_schema.migrate(connection)
+            mended = fsck_views.mend(connection)
+            connection.execute("REINDEX")
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        except sqlite3.DatabaseError as error:
+            raise sqlite_schema.StoreCorrupt(str(error)) from error
+    return mended
+
+
+def _read(data_dir: Path, work: Callable[[sqlite3.Connection], Report]) -> Report:
     path = data_dir / sqlite_schema.FILE_NAME
     if not path.exists():
         raise FileNotFoundError(f"no store in {data_dir}")
@@ -37,7 +89,7 @@ def check(data_dir: Path) -> Report:
         try:
             # One view of the file, whatever a daemon writes meanwhile.
             connection.execute("BEGIN")
-            return _check(connection)
+            return work(connection)
         except sqlite3.DatabaseError as error:
             return Report(problems=(f"the file cannot be read: {error}",))
 

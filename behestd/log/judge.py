@@ -15,6 +15,7 @@ from behestd.log.store import (
     Claim,
     Committed,
     Fenced,
+    Import,
     Lost,
     Outcome,
     Record,
@@ -71,12 +72,12 @@ class Verdict:
     records: tuple[Record, ...] = ()
 
 
-def judge(item: Append | Change, facts: Facts) -> Verdict:
+def judge(item: Append | Change | Import, facts: Facts) -> Verdict:
     """Accept or refuse an item; when accepted, `facts` are those after it."""
     claim = item.claim
     if claim is not None and (held := facts.requests.get((claim.namespace, claim.request_id))) is not None:
         return Verdict(RequestTaken(held.target, held.digest))
-    refusal: Outcome | None = compare(item, facts) if isinstance(item, Append) else None
+    refusal: Outcome | None = None if isinstance(item, Change) else compare(item, facts)
     if refusal is None and item.guards:
         refusal = _guarded(item, facts)
     if refusal is not None:
@@ -95,13 +96,15 @@ def judge(item: Append | Change, facts: Facts) -> Verdict:
                 facts.stamps[key] = stamp
     if claim is not None:
         facts.requests[claim.namespace, claim.request_id] = claim
-    position = _append(item, facts) if isinstance(item, Append) else 0
+    position = 0 if isinstance(item, Change) else _append(item, facts)
     return Verdict(Committed(position, tuple(record.version for record in records)), records)
 
 
-def compare(item: Append, facts: Facts) -> Lost | Fenced | None:
+def compare(item: Append | Import, facts: Facts) -> Lost | Fenced | None:
     """Compare what an append expects of its run with what is."""
     head = facts.heads.get((item.row.namespace, item.row.run_id))
+    if isinstance(item, Import):
+        return None if head is None else Lost(head.epoch, head.last_sequence)
     if head is None:
         return None if item.epoch == 0 and item.last_sequence == 0 else Lost()
     is_new = item.epoch == 0 and item.last_sequence == 0
@@ -112,9 +115,9 @@ def compare(item: Append, facts: Facts) -> Lost | Fenced | None:
     return None
 
 
-def namespace_of(item: Append | Change) -> str:
+def namespace_of(item: Append | Change | Import) -> str:
     """Return the namespace that an item is about, empty when it names none."""
-    if isinstance(item, Append):
+    if isinstance(item, Append | Import):
         return item.row.namespace
     if item.claim is not None:
         return item.claim.namespace
@@ -125,7 +128,7 @@ def namespace_of(item: Append | Change) -> str:
     return named[0] if named else ""
 
 
-def _guarded(item: Append | Change, facts: Facts) -> Outcome | None:
+def _guarded(item: Append | Change | Import, facts: Facts) -> Outcome | None:
     own = item.row.run_id if isinstance(item, Append) else ""
     for guard in item.guards:
         if isinstance(guard, SessionIsFree):
@@ -141,7 +144,7 @@ def _guarded(item: Append | Change, facts: Facts) -> Outcome | None:
 
 
 def _stamped(
-    item: Append | Change, facts: Facts
+    item: Append | Change | Import, facts: Facts
 ) -> tuple[tuple[Record, ...], dict[RecordKey, Stamp | None]] | RecordChanged:
     """Give each put its version, or name the first record that is not as expected."""
     fresh: dict[RecordKey, Stamp | None] = {}
@@ -167,7 +170,7 @@ def _stamped(
     return tuple(written), fresh
 
 
-def _append(item: Append, facts: Facts) -> int:
+def _append(item: Append | Import, facts: Facts) -> int:
     row = item.row
     key = (row.namespace, row.run_id)
     head = facts.heads.get(key)
@@ -180,5 +183,5 @@ def _append(item: Append, facts: Facts) -> int:
         facts.active.setdefault(gate, set()).add(row.run_id)
     elif gate in facts.active:
         facts.active[gate].discard(row.run_id)
-    facts.position += 1
+    facts.position += 1 if isinstance(item, Append) else len(item.chunks)
     return facts.position

@@ -13,7 +13,7 @@ from weakref import WeakValueDictionary
 
 from behestd import errors
 from behestd.failpoint import failpoint
-from behestd.log.store import Append, Change, Committed, DeleteRun, DeleteSession, Item, Outcome, Store
+from behestd.log.store import Append, Change, Committed, DeleteRun, DeleteSession, Import, Item, Outcome, Store
 from behestd.log.tail import Tail
 from behestd.log.waiters import Waiters
 from behestd.values import dataclass
@@ -133,12 +133,15 @@ class Log:
             if isinstance(pending.item, Append):
                 events += pending.item.chunk.last_sequence - pending.item.chunk.first_sequence
                 size_bytes += pending.item.size_bytes
+            elif isinstance(pending.item, Import):
+                size_bytes += pending.item.size_bytes
         return batch
 
     async def _commit(self, batch: list[_Pending]) -> None:
         self._batches += 1
         self._largest_batch = max(self._largest_batch, len(batch))
         outcomes: list[Outcome] = []
+        position = self.position
         try:
             failpoint("log.before_commit")
             outcomes = await self.store.write([pending.item for pending in batch])
@@ -155,7 +158,7 @@ class Log:
         failpoint("publish.before")
         for tail in woken:
             tail.waiters.wake()
-        if woken:
+        if self.position > position:
             self.changes.wake()
         for pending, outcome in zip(batch, outcomes, strict=True):
             if not pending.outcome.done():
@@ -167,6 +170,8 @@ class Log:
             return self._tails.advance(item)
         if isinstance(item, DeleteRun | DeleteSession):
             self._tails.forget(item)
+        elif isinstance(item, Import):
+            self.position = outcome.position
         return None
 
     # --- watching ---
@@ -264,6 +269,10 @@ def _check(item: Item) -> None:
             raise ValueError(
                 f"an append of {chunk.first_sequence} to {last} after {item.last_sequence}, row at {row.last_sequence}"
             )
+        names = [row.namespace, row.run_id, row.session_id, row.agent_id]
+        names += [name for entry in item.entries for name in (entry.id, entry.session_id, entry.run_id)]
+    elif isinstance(item, Import):
+        row = item.row
         names = [row.namespace, row.run_id, row.session_id, row.agent_id]
         names += [name for entry in item.entries for name in (entry.id, entry.session_id, entry.run_id)]
     elif isinstance(item, Change):

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from behest.v1 import run_state_pb2
 from behestd.log import chain
-from behestd.log.counts import Statistics
+from behestd.log.counts import Statistics, Times
 from behestd.log.judge import Facts, judge, namespace_of
 from behestd.log.store import (
     KEPT_KINDS,
@@ -27,6 +26,7 @@ from behestd.log.store import (
     DeleteRun,
     DeleteSession,
     Entry,
+    Import,
     Item,
     Lost,
     Outcome,
@@ -56,9 +56,10 @@ class MemoryStore:
         self._entries: dict[tuple[str, str, str], Entry] = {}
         self._records: dict[tuple[str, str, str], Record] = {}
         self._definitions: dict[bytes, bytes] = {}
+        self._pinned: dict[Key, bytes] = {}
         self._usage: list[Spent] = []
         self._counts = Statistics()
-        self._times: deque[float] = deque(maxlen=512)
+        self._times = Times()
 
     async def write(self, batch: Sequence[Item]) -> list[Outcome]:
         """See Store."""
@@ -79,7 +80,7 @@ class MemoryStore:
 
     def _apply(self, item: Item) -> Outcome:
         if isinstance(item, DeleteRun):
-            return self._delete_run((item.namespace, item.run_id))
+            return self._delete_run(item)
         if isinstance(item, DeleteSession):
             return self._delete_session(item.namespace, item.session_id)
         if isinstance(item, Purge):
@@ -98,20 +99,24 @@ class MemoryStore:
             return outcome
         row = item.row
         key = (row.namespace, row.run_id)
-        chunk = replace(item.chunk, position=outcome.position)
         self._rows[key] = row
-        self._logs.setdefault(key, []).append(chunk)
-        self._order.append((key, chunk))
+        chunks = item.chunks if isinstance(item, Import) else (item.chunk,)
+        for position, given in enumerate(chunks, start=outcome.position - len(chunks) + 1):
+            chunk = replace(given, position=position)
+            self._logs.setdefault(key, []).append(chunk)
+            self._order.append((key, chunk))
         self._write_entries(row.namespace, item.entries)
         if item.definition is not None:
             self._definitions.setdefault(*item.definition)
+            self._pinned[key] = item.definition[0]
         return outcome
 
     def _write_entries(self, namespace: str, entries: Iterable[Entry]) -> None:
         for entry in entries:
             self._entries[namespace, entry.kind, entry.id] = entry
 
-    def _delete_run(self, key: Key) -> Outcome:
+    def _delete_run(self, item: DeleteRun) -> Outcome:
+        key = (item.namespace, item.run_id)
         row = self._rows.get(key)
         if row is None:
             return Lost()
@@ -124,6 +129,9 @@ class MemoryStore:
             for name, entry in self._entries.items()
             if name[0] == key[0] and entry.run_id == key[1] and entry.kind not in KEPT_KINDS
         )
+        if item.frees_request:
+            self._free_requests(item.namespace, {item.run_id})
+        self._forget({self._pinned.pop(key, b"")})
         return Committed()
 
     def _delete_session(self, namespace: str, session_id: str) -> Outcome:
@@ -153,11 +161,20 @@ class MemoryStore:
             is_direct = not used.run_id and used.session_id == session_id
             if used.namespace == namespace and (is_direct or used.run_id in runs):
                 self._usage[index] = used._replace(session_id="", run_id="")
+        self._free_requests(namespace, gone)
+        self._forget({self._pinned.pop((namespace, row.run_id), b"") for row in rows})
+        return Committed()
+
+    def _free_requests(self, namespace: str, targets: set[str]) -> None:
         for taken in [
-            name for name, claim in self._facts.requests.items() if name[0] == namespace and claim.target in gone
+            name for name, claim in self._facts.requests.items() if name[0] == namespace and claim.target in targets
         ]:
             del self._facts.requests[taken]
-        return Committed()
+
+    def _forget(self, definitions: set[bytes]) -> None:
+        """Let go of those among some definitions that no run is pinned to any more."""
+        for definition in definitions - set(self._pinned.values()):
+            self._definitions.pop(definition, None)
 
     def _runs_below(self, namespace: str, session_id: str) -> set[str]:
         """The runs of a session, and those below them in sessions of their own."""
@@ -228,10 +245,23 @@ class MemoryStore:
         """See Store."""
         return [self._rows[key] for key in sorted(self._rows) if key > after and not self._rows[key].is_ended][:limit]
 
+    async def ended(self, namespace: str, before_ns: int, limit: int, after: tuple[int, str] = (0, "")) -> list[RunRow]:
+        """See Store."""
+        found = [row for key, row in self._rows.items() if key[0] == namespace and row.is_ended and key in self._logs]
+        found.sort(key=lambda row: (row.end_time_ns, row.run_id))
+        return [row for row in found if after < (row.end_time_ns, row.run_id) < (before_ns, "")][:limit]
+
     async def session_runs(self, namespace: str, session_id: str) -> list[RunRow]:
         """See Store."""
         rows = [row for row in self._of_session(namespace, session_id) if not row.is_ended]
         return sorted(rows, key=lambda row: (row.create_time_ns, row.run_id))
+
+    async def runs_of(
+        self, namespace: str, session_id: str, limit: int, after: tuple[int, str] = (0, "")
+    ) -> list[RunRow]:
+        """See Store."""
+        rows = sorted(self._of_session(namespace, session_id), key=lambda row: (row.create_time_ns, row.run_id))
+        return [row for row in rows if (row.create_time_ns, row.run_id) > after][:limit]
 
     async def last_session_index(self, namespace: str, session_id: str) -> int:
         """See Store."""
@@ -347,7 +377,7 @@ class MemoryStore:
 
     def statistics(self) -> Statistics:
         """See Store."""
-        return replace(self._counts, commit_seconds=tuple(self._times))
+        return self._times.add_to(self._counts)
 
     async def close(self) -> None:
         """See Store."""

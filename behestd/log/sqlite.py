@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import os
 import sqlite3
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,11 +17,12 @@ from typing import Literal, Self
 from behest.v1 import run_state_pb2
 from behestd import errors
 from behestd.log import fsck, sqlite_schema
-from behestd.log.counts import Statistics
+from behestd.log.counts import Statistics, Times
 from behestd.log.directory import Ballast, Directory, Mark, StoreInUse, boot_id
 from behestd.log.sqlite_reader import Reader
 from behestd.log.sqlite_schema import StoreCorrupt
 from behestd.log.sqlite_transaction import Transactions
+from behestd.log.sqlite_wipe import Wiper
 from behestd.log.sqlite_writer import Writer
 from behestd.log.store import (
     Append,
@@ -59,7 +59,7 @@ class SqliteStore:
         self._writer = writer
         self._reader = reader
         self._counts = Statistics()
-        self._times: deque[float] = deque(maxlen=512)
+        self._times = Times()
         self.mark = mark
         """Which store this is, and its generation."""
         self.was_set_back = was_set_back
@@ -101,7 +101,9 @@ class SqliteStore:
             directory.mark(mark)
             directory.sync()
             transactions = Transactions(connection, position=identity.position, run_key=identity.run_key)
-            writer = Writer(connection, transactions, ballast, syncs=1 if synchronous == "FULL" else 0)
+            wiper = Wiper(path)
+            undo.callback(wiper.close)
+            writer = Writer(connection, transactions, ballast, wiper, syncs=1 if synchronous == "FULL" else 0)
             undo.pop_all()
         return cls(directory, writer, Reader(path), mark, was_set_back=lost_wal or not is_known)
 
@@ -150,9 +152,19 @@ class SqliteStore:
         """See Store."""
         return await self._readable().unended(limit, after)
 
+    async def ended(self, namespace: str, before_ns: int, limit: int, after: tuple[int, str] = (0, "")) -> list[RunRow]:
+        """See Store."""
+        return await self._readable().ended(namespace, before_ns, limit, after)
+
     async def session_runs(self, namespace: str, session_id: str) -> list[RunRow]:
         """See Store."""
         return await self._readable().session_runs(namespace, session_id)
+
+    async def runs_of(
+        self, namespace: str, session_id: str, limit: int, after: tuple[int, str] = (0, "")
+    ) -> list[RunRow]:
+        """See Store."""
+        return await self._readable().runs_of(namespace, session_id, limit, after)
 
     async def last_session_index(self, namespace: str, session_id: str) -> int:
         """See Store."""
@@ -229,7 +241,7 @@ class SqliteStore:
 
     def statistics(self) -> Statistics:
         """See Store."""
-        return replace(self._counts, reads=self._reader.reads, commit_seconds=tuple(self._times))
+        return self._times.add_to(self._counts, reads=self._reader.reads)
 
     async def close(self) -> None:
         """See Store. After an unknown commit, or on a full disk, the file is left as it is for the next start."""
@@ -241,6 +253,7 @@ class SqliteStore:
             await self._reader.close()
             await self._writer.stop()
             self._directory.mark(replace(self.mark, is_closed=True))
+        self._writer.wiper.close()
         self._directory.close()
 
     def _readable(self) -> Reader:

@@ -144,10 +144,24 @@ class Reader:
         where = "is_ended = 0 AND (namespace, run_id) > (?, ?) ORDER BY namespace, run_id LIMIT ?"
         return await self._run_rows(where, (*after, limit))
 
+    async def ended(self, namespace: str, before_ns: int, limit: int, after: tuple[int, str]) -> list[RunRow]:
+        """See Store."""
+        where = (
+            "namespace = ? AND end_time_ns < ? AND (end_time_ns, run_id) > (?, ?) AND is_ended = 1"
+            " AND first_sequence = 1 ORDER BY end_time_ns, run_id LIMIT ?"
+        )
+        return await self._run_rows(where, (namespace, before_ns, *after, limit))
+
     async def session_runs(self, namespace: str, session_id: str) -> list[RunRow]:
         """See Store."""
         where = "namespace = ? AND session_id = ? AND is_ended = 0 ORDER BY create_time_ns, run_id"
         return await self._run_rows(where, (namespace, session_id))
+
+    async def runs_of(self, namespace: str, session_id: str, limit: int, after: tuple[int, str]) -> list[RunRow]:
+        """See Store."""
+        where = "namespace = ? AND session_id = ? AND (create_time_ns, run_id) > (?, ?)"
+        order = " ORDER BY create_time_ns, run_id LIMIT ?"
+        return await self._run_rows(where + order, (namespace, session_id, *after, limit))
 
     async def last_session_index(self, namespace: str, session_id: str) -> int:
         """See Store."""

@@ -11,9 +11,13 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
+from behest.v1.event_pb2 import Event
+from behest.v1.run_pb2 import Run
 from behestd import errors
-from behestd.log import chain
+from behestd.core.times import nanoseconds
+from behestd.log import chain, frames
 from behestd.log.store import Chunk, RunRow
 
 FILE_NAME = "behestd.db"
@@ -21,7 +25,7 @@ EVERY_PAGE_BYTES = 64 * 1024 * 1024
 """The size of a file up to which every page is checked at the start."""
 RUN_COLUMNS = (
     "namespace, run_id, session_id, agent_id, state, epoch, last_sequence, last_hash, session_index, create_time_ns,"
-    " body, is_active, is_ended, log_bytes, first_sequence"
+    " body, is_active, is_ended, log_bytes, first_sequence, end_time_ns"
 )
 """In the order of RunRow's fields."""
 
@@ -85,7 +89,39 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX usage_by_run ON usage (run) WHERE run > 0;
     CREATE INDEX usage_by_session ON usage (namespace, session_id) WHERE run = 0;
     """,
+    # When a run ended, for retention; the definition that it is pinned to, which goes with the last run that is; and
+    # checksums of what has no second copy in a log. The functions are those of `_FUNCTIONS`.
+    """
+    ALTER TABLE runs ADD COLUMN end_time_ns INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE runs ADD COLUMN definition BLOB;
+    ALTER TABLE entries ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE records ADD COLUMN checksum INTEGER NOT NULL DEFAULT 0;
+    UPDATE runs SET end_time_ns = end_time_of(body) WHERE is_ended = 1;
+    UPDATE runs SET definition = definition_of(
+        (SELECT data FROM chunks WHERE chunks.run = runs.key ORDER BY first_sequence LIMIT 1));
+    DELETE FROM definitions WHERE hash NOT IN (SELECT definition FROM runs WHERE definition IS NOT NULL);
+    UPDATE entries SET checksum = crc32(body);
+    UPDATE records SET checksum = crc32(body);
+    CREATE INDEX runs_ended ON runs (namespace, end_time_ns, run_id) WHERE is_ended = 1 AND first_sequence = 1;
+    CREATE INDEX runs_by_definition ON runs (definition) WHERE definition IS NOT NULL;
+    """,
 )
+
+
+def _end_time_of(body: bytes) -> int:
+    """The end of a run, from its row's message."""
+    return nanoseconds(Run.FromString(body).end_time)
+
+
+def _definition_of(data: bytes | None) -> bytes | None:
+    """The hash of a run's definition, from the first chunk of its log."""
+    if data is None:
+        return None
+    return Event.FromString(frames.split(data)[0]).run_created.definition_hash or None
+
+
+_FUNCTIONS = {"end_time_of": _end_time_of, "definition_of": _definition_of, "crc32": crc32}
+"""What migrations call, by name."""
 
 
 class NewerStore(errors.WrongState):
@@ -163,6 +199,8 @@ def migrate(connection: sqlite3.Connection, migrations: Sequence[str] = MIGRATIO
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version > len(migrations):
         raise NewerStore(version, len(migrations))
+    for name, function in _FUNCTIONS.items():
+        connection.create_function(name, 1, function, deterministic=True)
     for number, script in enumerate(migrations[version:], start=version + 1):
         connection.execute("BEGIN IMMEDIATE")
         for statement in filter(None, (part.strip() for part in script.split(";"))):

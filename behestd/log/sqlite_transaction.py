@@ -13,12 +13,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
+from zlib import crc32
 
+from behestd.log import sqlite_deletion
 from behestd.log.judge import Facts, Head, Stamp, judge, namespace_of
-from behestd.log.sqlite_usage import RUNS_BELOW
 from behestd.log.store import (
-    KEPT_KINDS,
-    SESSION_KIND,
     Append,
     Change,
     Claim,
@@ -26,6 +25,7 @@ from behestd.log.store import (
     DeleteRun,
     DeleteSession,
     Entry,
+    Import,
     Item,
     Lost,
     Outcome,
@@ -77,16 +77,16 @@ _CHUNKS = _Table("INSERT INTO chunks (position, run, first_sequence, last_sequen
 _RUNS = _upsert(
     "runs",
     "key",
-    "first_sequence state epoch last_sequence last_hash session_index is_active is_ended log_bytes body",
-    kept="namespace run_id session_id agent_id create_time_ns",
+    "first_sequence state epoch last_sequence last_hash session_index is_active is_ended log_bytes end_time_ns body",
+    kept="namespace run_id session_id agent_id create_time_ns definition",
 )
-_ENTRIES = _upsert("entries", "namespace kind id", "session_id run_id position body")
-_RECORDS = _upsert("records", "namespace kind id", "parent version create_time_ns expire_time_ns body")
+_DEFINITION = 6
+"""Where the definition stands in a row of runs."""
+_ENTRIES = _upsert("entries", "namespace kind id", "session_id run_id position checksum body")
+_RECORDS = _upsert("records", "namespace kind id", "parent version create_time_ns expire_time_ns checksum body")
 _REQUESTS = _Table("INSERT INTO requests (namespace, request_id, target, digest)", 4)
 _DEFINITIONS = _Table("INSERT OR IGNORE INTO definitions (hash, body)", 2)
 _USAGE = _Table(f"INSERT INTO usage ({', '.join(Spent._fields)}, run)", len(Spent._fields) + 1)
-_DIRECT = "namespace = :namespace AND session_id = :session AND run = 0"
-"""Usage of a session without a run."""
 _ROWS_A_STATEMENT = 256
 
 
@@ -114,7 +114,7 @@ class Transactions:
         self._position = position
         self._run_key = run_key
         self._before = (position, run_key)
-        # Definitions are never deleted, so one known to be stored need not be offered again.
+        # A definition known to be stored need not be offered again.
         self._known: set[bytes] = set()
         self._offered: dict[bytes, bytes] = {}
         self.has_written = False
@@ -131,7 +131,7 @@ class Transactions:
         self._offered = {}
         self.has_written = False
         outcomes: list[Outcome] = []
-        segment: list[Append | Change] = []
+        segment: list[Append | Change | Import] = []
         for item in batch:
             if isinstance(item, DeleteRun | DeleteSession | Purge):
                 outcomes += self._segment(segment)
@@ -154,7 +154,7 @@ class Transactions:
 
     # --- appends and changes ---
 
-    def _segment(self, items: Sequence[Append | Change]) -> list[Outcome]:
+    def _segment(self, items: Sequence[Append | Change | Import]) -> list[Outcome]:
         if not items:
             return []
         facts = self._facts(items)
@@ -168,7 +168,7 @@ class Transactions:
             for record in verdict.records:
                 pending.records[record.namespace, record.kind, record.id] = (
                     record.namespace, record.kind, record.id, record.parent, record.version, record.create_time_ns,
-                    record.expire_time_ns, record.body,
+                    record.expire_time_ns, crc32(record.body), record.body,
                 )  # fmt: skip
             if (claim := item.claim) is not None:
                 pending.requests.append((claim.namespace, claim.request_id, claim.target, claim.digest))
@@ -183,14 +183,23 @@ class Transactions:
         self._flush(pending)
         return outcomes
 
-    def _collect(self, item: Append, facts: Facts, position: int, pending: _Pending) -> None:
+    def _collect(self, item: Append | Import, facts: Facts, position: int, pending: _Pending) -> None:
         row = item.row
         key = facts.heads[row.namespace, row.run_id].key
-        pending.chunks.append((position, key, item.chunk.first_sequence, item.chunk.last_sequence, item.chunk.data))
+        if isinstance(item, Append):
+            chunk = item.chunk
+            pending.chunks.append((position, key, chunk.first_sequence, chunk.last_sequence, chunk.data))
+        else:
+            for at, chunk in enumerate(item.chunks, start=position - len(item.chunks) + 1):
+                pending.chunks.append((at, key, chunk.first_sequence, chunk.last_sequence, chunk.data))
+        # Without one it is kept as it is, unless the row is new in this segment.
+        definition = pending.runs[key][_DEFINITION] if key in pending.runs else None
+        if item.definition is not None:
+            definition = item.definition[0]
         pending.runs[key] = (
-            key, row.namespace, row.run_id, row.session_id, row.agent_id, row.create_time_ns, row.first_sequence,
-            row.state, row.epoch, row.last_sequence, row.last_hash, row.session_index, row.is_active, row.is_ended,
-            row.log_bytes, row.body,
+            key, row.namespace, row.run_id, row.session_id, row.agent_id, row.create_time_ns, definition,
+            row.first_sequence, row.state, row.epoch, row.last_sequence, row.last_hash, row.session_index,
+            row.is_active, row.is_ended, row.log_bytes, row.end_time_ns, row.body,
         )  # fmt: skip
         _collect_entries(row.namespace, item.entries, pending)
         if item.usage:
@@ -198,7 +207,7 @@ class Transactions:
         if item.definition is not None and item.definition[0] not in self._known:
             pending.definitions.setdefault(*item.definition)
 
-    def _facts(self, items: Sequence[Append | Change]) -> Facts:
+    def _facts(self, items: Sequence[Append | Change | Import]) -> Facts:
         facts = Facts(self._position, self._run_key)
         heads, gates, requests, records = _asked(items)
         if not (heads or gates or requests or records):
@@ -247,72 +256,24 @@ class Transactions:
 
     def _delete(self, item: DeleteRun | DeleteSession | Purge) -> Outcome:
         if isinstance(item, Purge):
-            return self._purge(item)
-        refusal = self._delete_run(item) if isinstance(item, DeleteRun) else self._delete_session(item)
-        if refusal is not None:
-            return refusal
+            deleted = sqlite_deletion.purge(self._connection, item)
+            self.has_written |= deleted > 0
+            return Committed(deleted=deleted)
+        if isinstance(item, DeleteRun):
+            gone = sqlite_deletion.delete_run(self._connection, item)
+        else:
+            gone = sqlite_deletion.delete_session(self._connection, item)
+        if isinstance(gone, Lost):
+            return gone
+        self._known -= gone
+        for definition in gone & self._offered.keys():
+            del self._offered[definition]
         self._execute("UPDATE meta SET position = ?", (self._position,))
         return Committed()
 
-    def _purge(self, item: Purge) -> Outcome:
-        deleted = self._connection.execute(
-            "DELETE FROM records WHERE row IN (SELECT row FROM records"
-            " WHERE expire_time_ns > 0 AND expire_time_ns <= ? ORDER BY expire_time_ns LIMIT ?)",
-            (item.now_ns, item.limit),
-        ).rowcount
-        self.has_written |= deleted > 0
-        return Committed(deleted=deleted)
-
-    def _delete_run(self, item: DeleteRun) -> Lost | None:
-        row = self._connection.execute(
-            "SELECT key, epoch, last_sequence, is_ended FROM runs WHERE namespace = ? AND run_id = ?",
-            (item.namespace, item.run_id),
-        ).fetchone()
-        if row is None:
-            return Lost()
-        key, epoch, last_sequence, is_ended = row
-        if not is_ended:
-            return Lost(epoch, last_sequence)
-        kept = sorted(KEPT_KINDS)
-        self._execute("DELETE FROM chunks WHERE run = ?", (key,))
-        self._execute(
-            "UPDATE runs SET body = x'', log_bytes = 0, first_sequence = last_sequence + 1 WHERE key = ?", (key,)
-        )
-        self._execute(
-            f"DELETE FROM entries WHERE namespace = ? AND run_id = ? AND kind NOT IN ({_marks(len(kept))})",
-            (item.namespace, item.run_id, *kept),
-        )
-        return None
-
-    def _delete_session(self, item: DeleteSession) -> Lost | None:
-        names = {"namespace": item.namespace, "session": item.session_id, "kind": SESSION_KIND}
-        unended = self._connection.execute(
-            "SELECT epoch, last_sequence FROM runs"
-            " WHERE namespace = :namespace AND session_id = :session AND is_ended = 0 ORDER BY run_id LIMIT 1",
-            names,
-        ).fetchone()
-        if unended is not None:
-            return Lost(*unended)
-        runs = "FROM runs WHERE namespace = :namespace AND session_id = :session"
-        targets = f"""SELECT run_id {runs} UNION ALL SELECT :session UNION ALL
-            SELECT id FROM records WHERE namespace = :namespace AND parent = :session"""
-        for statement in (
-            f"DELETE FROM requests WHERE namespace = :namespace AND target IN ({targets})",
-            f"DELETE FROM chunks WHERE run IN (SELECT key {runs})",
-            "DELETE FROM entries WHERE namespace = :namespace AND session_id = :session",
-            f"UPDATE usage SET run = 0, session_id = '', run_id = '' WHERE run > 0 AND run IN ({RUNS_BELOW})",
-            f"UPDATE usage SET session_id = '' WHERE {_DIRECT}",
-            f"DELETE {runs}",
-            "DELETE FROM records WHERE namespace = :namespace AND parent = :session",
-            "DELETE FROM records WHERE namespace = :namespace AND kind = :kind AND id = :session",
-        ):
-            self._connection.execute(statement, names)
-        self.has_written = True
-        return None
-
 
 def _asked(
-    items: Sequence[Append | Change],
+    items: Sequence[Append | Change | Import],
 ) -> tuple[set[Row], set[Row], set[Row], set[Row]]:
     """Return the keys of the runs, sessions, requests and records whose present state a batch depends on."""
     runs: set[Row] = set()
@@ -320,7 +281,7 @@ def _asked(
     requests: set[Row] = set()
     records: set[Row] = set()
     for item in items:
-        if isinstance(item, Append):
+        if isinstance(item, Append | Import):
             runs.add((item.row.namespace, item.row.run_id))
         else:
             records.update((delete.namespace, delete.kind, delete.id) for delete in item.deletes)
@@ -338,7 +299,8 @@ def _asked(
 def _collect_entries(namespace: str, entries: Iterable[Entry], pending: _Pending) -> None:
     for entry in entries:
         pending.entries[namespace, entry.kind, entry.id] = (
-            namespace, entry.kind, entry.id, entry.session_id, entry.run_id, entry.position, entry.body,
+            namespace, entry.kind, entry.id, entry.session_id, entry.run_id, entry.position,
+            crc32(entry.body), entry.body,
         )  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import queue
 import sqlite3
 import threading
@@ -17,7 +18,8 @@ from collections.abc import Callable, Sequence
 
 from behestd.log.directory import Ballast
 from behestd.log.sqlite_transaction import Transactions
-from behestd.log.store import Append, CommitUnknown, DeleteRun, DeleteSession, Full, Item, Outcome
+from behestd.log.sqlite_wipe import Wiper
+from behestd.log.store import Append, CommitUnknown, Full, Import, Item, Outcome
 from behestd.values import dataclass
 
 IDLE_SECONDS = 0.02
@@ -52,7 +54,7 @@ class Writer:
     """
 
     def __init__(
-        self, connection: sqlite3.Connection, transactions: Transactions, ballast: Ballast, *, syncs: int
+        self, connection: sqlite3.Connection, transactions: Transactions, ballast: Ballast, wiper: Wiper, *, syncs: int
     ) -> None:
         self._connection = connection
         self._transactions = transactions
@@ -61,7 +63,7 @@ class Writer:
         self._jobs: queue.SimpleQueue[_Job | Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="behestd-log", daemon=True)
         self._wal_pages = 0
-        self._wipe_due = False
+        self.wiper = wiper
         self._position = transactions.position
         self.is_poisoned = False
         self.is_degraded = not ballast.restore()
@@ -115,7 +117,7 @@ class Writer:
                 # Also when the thread is about to die of something unforeseen: nobody may wait for ever.
                 self.is_poisoned = isinstance(receipt, CommitUnknown)
                 _tell(job.loop, job.receipt, receipt)
-            if not self.is_poisoned and (self._wipe_due or self._wal_pages > 4 * CHECKPOINT_PAGES):
+            if not self.is_poisoned and (self._wal_pages > 4 * CHECKPOINT_PAGES or self.wiper.seconds() <= 0):
                 self._tidy()
 
     def _run(self, batch: Sequence[Item]) -> Receipt | CommitUnknown:
@@ -140,9 +142,9 @@ class Writer:
         self._position = transactions.position
         if transactions.has_written:
             # An estimate that only decides when to look: some pages for each item, and the bytes themselves.
-            size_bytes = sum(item.size_bytes for item in batch if isinstance(item, Append))
+            size_bytes = sum(item.size_bytes for item in batch if isinstance(item, Append | Import))
             self._wal_pages += 8 + len(batch) + size_bytes // PAGE_BYTES
-            self._wipe_due |= any(isinstance(item, DeleteRun | DeleteSession) for item in batch)
+            self.wiper.note(batch)
         return Receipt(outcomes, time.perf_counter() - began, self._syncs if transactions.has_written else 0)
 
     def _roll_back(self) -> bool:
@@ -158,17 +160,17 @@ class Writer:
         """Return how many seconds to wait for a job before tidying up, None for ever."""
         if self.is_poisoned:
             return None
-        if self._wipe_due or self._is_checkpoint_due:
+        if self._is_checkpoint_due:
             return IDLE_SECONDS
-        return PROBE_SECONDS if self.is_degraded else None
+        patience = max(self.wiper.seconds(), IDLE_SECONDS)
+        if self.is_degraded:
+            patience = min(patience, PROBE_SECONDS)
+        return patience if patience < math.inf else None
 
     def _tidy(self) -> None:
-        """Checkpoint, wipe what was deleted from the WAL, take the ballast again. Failures show at the next commit."""
-        if self._wipe_due:
-            # A reader in the middle of a query keeps the WAL from being cut; then it is tried again.
-            self._connection.execute("PRAGMA busy_timeout = 100")
-            self._wipe_due = self._checkpoint("TRUNCATE") is not True
-            self._connection.execute("PRAGMA busy_timeout = 5000")
+        """Checkpoint, wipe what was deleted, take the ballast again. Failures show at the next commit."""
+        if self.wiper.seconds() <= 0:
+            self.wiper.work(self._connection, self._checkpoint)
         elif self._is_checkpoint_due:
             self._checkpoint("PASSIVE")
         if self.is_degraded:

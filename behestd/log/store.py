@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from behestd.log.counts import Statistics
+from behestd.log.rows import Chunk as Chunk
+from behestd.log.rows import Entry as Entry
+from behestd.log.rows import RunRow as RunRow
 from behestd.log.usage import Spent, UsageStore
 from behestd.values import dataclass
 
@@ -20,57 +23,6 @@ SESSION_KIND = "session"
 
 KEPT_KINDS = frozenset({"message"})
 """Kinds of entries that outlive the log of their run."""
-
-
-@dataclass(frozen=True, slots=True)
-class Chunk:
-    """The events of one commit of one run, as the wire bytes of `WatchRunResponse.events` (tag, length, event, …).
-
-    `position` is the store-wide commit order, 0 until written; it grows with every chunk and is never used twice.
-    """
-
-    first_sequence: int
-    last_sequence: int
-    data: bytes
-    position: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class RunRow:
-    """The view of one run after an append; session, agent and create time never change. `body` is the `Run` message."""
-
-    namespace: str
-    run_id: str
-    session_id: str
-    agent_id: str
-    state: int
-    epoch: int
-    last_sequence: int
-    last_hash: bytes
-    session_index: int
-    create_time_ns: int
-    body: bytes
-    is_active: bool
-    """Holds the session's gate: started and not ended."""
-    is_ended: bool
-    log_bytes: int  # of all chunks together
-    first_sequence: int = 1
-    """Oldest sequence still stored; last_sequence + 1 when the log is deleted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A row of a view that belongs to a session and a run: a message, a tool call, an approval.
-
-    Entries of one kind are listed by ascending `position`. Writing the same (namespace, kind, id) again replaces it.
-    """
-
-    kind: str
-    id: str
-    session_id: str
-    run_id: str
-    position: int
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,11 +139,15 @@ class DeleteRun:
     """Delete the log and entries of an ended run, but for `KEPT_KINDS`, and leave a tombstone row (state, head).
 
     The tombstone has no body and `first_sequence` = `last_sequence` + 1; `run` finds it, `runs` does not. Refused with
-    `Lost` while the run has not ended, and when there is none. Its request id stays taken.
+    `Lost` while the run has not ended, and when there is none. Its definition goes when no other run is pinned to it.
     """
 
     namespace: str
     run_id: str
+    frees_request: bool = False
+    """Whether its request id may be used again; else it stays taken."""
+    is_leisurely: bool = False
+    """Whether what is left of it in the store's files may be wiped with what is deleted in the next seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +169,29 @@ class Purge:
     limit: int
 
 
-Item = Append | Change | DeleteRun | DeleteSession | Purge
+@dataclass(frozen=True, slots=True)
+class Import:
+    """Write a run that ended elsewhere: its log, its row and its views. Without chunks it is a tombstone.
+
+    Refused with `Lost` when there is a run of that id, and as the guards say.
+    """
+
+    row: RunRow
+    chunks: tuple[Chunk, ...]
+    entries: tuple[Entry, ...] = ()
+    definition: tuple[bytes, bytes] | None = None
+    guards: tuple[RecordIs, ...] = ()
+    usage: tuple[Spent, ...] = ()
+    claim: None = None
+    puts: tuple[Put, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Roughly how much is written, for the bound of a batch."""
+        return self.row.log_bytes + len(self.row.body) + sum(len(entry.body) for entry in self.entries)
+
+
+Item = Append | Change | DeleteRun | DeleteSession | Purge | Import
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,8 +316,16 @@ class Store(UsageStore, Protocol):
     async def unended(self, limit: int, after: tuple[str, str] = ("", "")) -> list[RunRow]:
         """Runs of every namespace that have not ended, by ascending (namespace, run id) above `after`."""
 
+    async def ended(self, namespace: str, before_ns: int, limit: int, after: tuple[int, str] = (0, "")) -> list[RunRow]:
+        """Runs whose log is stored and that ended before a time, by ascending (end time, run id) above `after`."""
+
     async def session_runs(self, namespace: str, session_id: str) -> list[RunRow]:
         """The runs of a session that have not ended, by ascending create time, then id."""
+
+    async def runs_of(
+        self, namespace: str, session_id: str, limit: int, after: tuple[int, str] = (0, "")
+    ) -> list[RunRow]:
+        """Every run of a session, tombstones too, by ascending (create time, run id) above `after`."""
 
     async def last_session_index(self, namespace: str, session_id: str) -> int:
         """The highest session_index of the session's runs, 0 when none has started."""

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from behest.v1.approval_pb2 import Approval, ApprovalState
 from behest.v1.context_event_pb2 import ContextCompacted
 from behest.v1.message_pb2 import Message
+from behest.v1.run_pb2 import Run as RunMessage
 from behest.v1.tool_call_pb2 import ToolCallRecord
 from behestd.core.report import report
 from behestd.core.run import Payload
@@ -48,6 +49,24 @@ def row(run: Run) -> RunRow:
         is_active=is_started and not run.is_ended,
         is_ended=run.is_ended,
         log_bytes=run.head.log_bytes,
+        end_time_ns=run.life.end_ns,
+    )
+
+
+def reported(row: RunRow) -> RunMessage:
+    """What lists show of a stored run; of a tombstone, what is left."""
+    if row.body:
+        return RunMessage.FromString(row.body)
+    return RunMessage(
+        id=row.run_id,
+        session_id=row.session_id,
+        agent_id=row.agent_id,
+        state=row.state,  # type: ignore[arg-type]  # one of RunState's numbers
+        create_time=timestamp(row.create_time_ns),
+        end_time=timestamp(row.end_time_ns) if row.end_time_ns else None,
+        head_sequence=row.last_sequence,
+        epoch=row.epoch,
+        session_index=row.session_index,
     )
 
 

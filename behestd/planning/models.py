@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from behest.v1.model_pb2 import Model, ModelCapabilities, ModelLimits
@@ -24,12 +25,17 @@ from behestd.runtime.model_limits import Allowance
 from behestd.secret import Vault
 
 
-def models(configuration: Configuration) -> Snapshot:
-    """Make the providers and their catalog. Raises ConfigInvalid, Unsupported."""
+def models(configuration: Configuration, kept: Mapping[str, Provider] | None = None) -> Snapshot:
+    """Make the providers and their catalog; those that are kept are taken as they are.
+
+    Raises ConfigInvalid, Unsupported.
+    """
     chosen = configuration.settings.models
     providers: list[Provider] = []
     for provider_id, source in {"scripted": None, **configuration.settings.providers}.items():
-        if source is None or source.kind == "scripted":
+        if kept is not None and provider_id in kept:
+            providers.append(kept[provider_id])
+        elif source is None or source.kind == "scripted":
             providers.append(Scripted(provider_id))
         else:
             make = {"anthropic": _anthropic, "openai": _openai, "embedded": _embedded}[source.kind]

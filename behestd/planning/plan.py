@@ -7,6 +7,7 @@ as a default model that nobody serves, is ConfigInvalid, with the key and the so
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -17,35 +18,50 @@ from behestd.config.settings import Settings
 from behestd.config.source import Configuration
 from behestd.core.definition import Operator
 from behestd.core.times import duration
-from behestd.daemon import Plan
-from behestd.planning import budgets, context, models, tools
-from behestd.providers.provider import ProviderTimeouts
+from behestd.plan import Plan
+from behestd.planning import auth, budgets, context, models, quotas, retention, telemetry, tools
+from behestd.providers.provider import Provider, ProviderTimeouts
 from behestd.runtime.admission import Rules
 from behestd.runtime.house import Limits
 from behestd.secret import parse
 from behestd.service.settings import Keepalive
 from behestd.service.settings import Settings as Edge
+from behestd.tools.schema import SchemaLimits
+
+_OF_SCHEMAS = ("schema_bytes", "schema_depth", "schema_nodes")
 
 
-def plan(configuration: Configuration) -> Plan:
-    """Make the plan of a daemon. Raises ConfigInvalid, and Unsupported when an extra is not installed."""
+def plan(configuration: Configuration, kept: Mapping[str, Provider] | None = None) -> Plan:
+    """Make the plan of a daemon; `kept` are providers that are taken over as they are.
+
+    Raises ConfigInvalid, and Unsupported when an extra is not installed.
+    """
     settings, vault = configuration.settings, configuration.vault
     found = context.sources(settings.context)
     return Plan(
-        models=models.models(configuration),
+        models=models.models(configuration, kept),
         tools=partial(tools.tools, configuration, found),
+        tool_policies=tools.tool_policies(settings.tools.policies),
         sources=found,
         data_dir=None if settings.storage.kind == "memory" else Path(settings.storage.data_dir),
         addresses=settings.server.addresses,
         limits=limits(settings),
+        schemas=SchemaLimits(*(getattr(settings.limits, name) for name in _OF_SCHEMAS)),
         operator=operator(settings),
         rules=admission(settings),
         retries=models.retries(settings),
         circuits=models.circuits(settings),
         model_limits=models.model_limits(settings),
         budgets=budgets.rules(settings.budgets),
+        retention=retention.rules(settings.retention),
+        quotas=quotas.rules(settings.quotas, settings.server.watches, is_local=auth.is_local(settings)),
+        overload=quotas.load(settings.overload),
         model_timeouts=ProviderTimeouts(**settings.models.timeouts.model_dump()),
         edge=edge(settings.server),
+        credentials=auth.credentials(configuration),
+        tls=auth.tls(configuration),
+        has_reflection=settings.server.reflection,
+        telemetry=telemetry.settings(configuration),
         servers=tools.tool_servers(configuration),
         endpoints=tools.endpoints(settings),
         fallbacks=settings.models.fallbacks,
@@ -58,8 +74,8 @@ def plan(configuration: Configuration) -> Plan:
 def operator(settings: Settings) -> Operator:
     """Make the operator's part of every definition."""
     permissions = settings.permissions
-    # Every address is local, or the settings would not have been accepted: this is local mode.
-    default = "allow" if permissions.default == "auto" else permissions.default
+    otherwise = "allow" if auth.is_local(settings) else "ask"
+    default = otherwise if permissions.default == "auto" else permissions.default
     return Operator(
         permissions=[
             PermissionRule(tool=rule.tool, arguments=rule.arguments, action=_action(rule.action), reason=rule.reason)
@@ -80,7 +96,7 @@ def _action(name: str) -> PermissionAction.ValueType:
 
 def limits(settings: Settings) -> Limits:
     """Make the limits of the runtime."""
-    values = settings.limits.model_dump(exclude={"run", "drain_seconds"})
+    values = settings.limits.model_dump(exclude={"run", "drain_seconds", *_OF_SCHEMAS})
     return Limits(**values, duplicate_window_seconds=settings.admission.duplicate_window_seconds)
 
 

@@ -71,7 +71,7 @@ def _server(configuration: Configuration, index: int, source: parts.ToolServer) 
         rules = endpoint.Rules(True, True, True, endpoints(configuration.settings))
         endpoint.check(source.address, rules, has_tls=source.tls is not None)
     except endpoint.EndpointRefused as error:
-        raise configuration.invalid(("tools", "servers", str(index), "address"), error.message) from None
+        raise configuration.invalid(("tools", "servers", index, "address"), error.message) from None
     server = Server(
         name=source.name,
         connection=ServerConnection.SERVER_CONNECTION_DIALLED,

@@ -8,7 +8,6 @@ nothing else.
 from __future__ import annotations
 
 from contextvars import ContextVar
-from hashlib import sha256
 
 from behestd.values import dataclass
 
@@ -33,8 +32,3 @@ def surround(traceparent: str, seconds: float | None) -> None:
 def ambience() -> Ambience:
     """What surrounds the calls of this task."""
     return _AMBIENCE.get()
-
-
-def traceparent_of(trace_id: str, key: str) -> str:
-    """The W3C trace context of an attempt, whose span is named by its key. Empty for no trace."""
-    return f"00-{trace_id}-{sha256(key.encode()).hexdigest()[:16]}-01" if trace_id else ""

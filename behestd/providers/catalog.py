@@ -1,14 +1,15 @@
 """The catalog: which providers and models there are, and what a model can do. Above: runtime and service.
 
 What is known at one moment is a `Snapshot`, a value that never changes: a reload builds a new one and swaps
-it in whole, and whoever resolved a model keeps the provider it got. Health belongs to the caller of
+it in whole, and whoever resolved a model keeps the provider it got. Every namespace sees the providers of the
+configuration and those of the servers that were registered in it, and no others. Health belongs to the caller of
 `core/route.py`, not here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from behest.v1.chat_pb2 import ResponseFormatKind
@@ -55,6 +56,24 @@ class Resolved:
 
     provider: Provider
     model: Model
+    namespace: str = ""
+    """Whose registered server it is. Empty: everybody's."""
+
+    @property
+    def endpoint(self) -> str:
+        """What it is known by to those who count calls: models of two namespaces may have the same id."""
+        return place(self.namespace, self.model.id)
+
+
+def place(namespace: str, model_id: str) -> str:
+    """Name a model of a namespace apart from that of any other; an empty namespace is everybody's."""
+    return f"{namespace}\0{model_id}" if namespace else model_id
+
+
+def parted(endpoint: str) -> tuple[str, str]:
+    """Give namespace and model of what `place` has named."""
+    namespace, _, model_id = endpoint.rpartition("\0")
+    return namespace, model_id
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,45 +229,84 @@ def _marked(model: Model, is_default: bool) -> Model:
 
 
 class Catalog:
-    """Holds the snapshot in force and is the only place that replaces it.
+    """Holds the snapshots in force and is the only place that replaces them.
 
+    There is one for all, and one for each namespace that has providers of its own, which nobody else sees. Where both
+    have a provider of one name, that of all is seen.
     It closes no provider: somebody may be using one that has just left, so the parting ones are handed back.
     """
 
     def __init__(self, first: Snapshot) -> None:
+        self._base = first
+        self._registered: dict[str, dict[str, Provider]] = {}
+        self._snapshots: dict[str, Snapshot] = {}
         self._current = first
 
     @property
     def current(self) -> Snapshot:
-        """Return the snapshot in force; it never changes."""
+        """Return the snapshot of what everybody sees; it never changes."""
         return self._current
 
+    def of(self, namespace: str) -> Snapshot:
+        """Return the snapshot of what a namespace sees; it never changes."""
+        return self._snapshots.get(namespace, self._current)
+
     def swap(self, new: Snapshot) -> tuple[Provider, ...]:
-        """Put a snapshot in force and return the providers that it holds no more."""
-        old, self._current = self._current, new
+        """Put in force what is everybody's, beside what is registered, and return the providers that it drops."""
+        old, self._base = self._base, new
+        self._renew()
         kept = {id(provider) for provider in new.providers.values()}
         return tuple(provider for provider in old.providers.values() if id(provider) not in kept)
 
-    def register(self, provider: Provider, *, replace: bool = False) -> tuple[Provider, ...]:
-        """Add a provider and return the one it replaced, if any. Raises: ProviderTaken unless `replace`."""
-        if provider.id in self._current.providers and not replace:
+    def register(self, provider: Provider, *, namespace: str = "", replace: bool = False) -> tuple[Provider, ...]:
+        """Add a provider for a namespace, an empty one being everybody, and return the one it replaced, if any.
+
+        Raises: ProviderTaken unless `replace`.
+        """
+        old = self.of(namespace).providers.get(provider.id)
+        if old is not None and not replace:
             raise ProviderTaken(provider.id)
-        return self.swap(self._with({**self._current.providers, provider.id: provider}))
+        self._registered.setdefault(namespace, {})[provider.id] = provider
+        self._renew()
+        return () if old is None or old is provider else (old,)
 
-    def remove(self, provider_id: str) -> tuple[Provider, ...]:
-        """Take a provider out and return it. Raises: ProviderNotFound."""
-        self._current.provider(provider_id)
-        rest = {key: provider for key, provider in self._current.providers.items() if key != provider_id}
-        return self.swap(self._with(rest))
+    def remove(self, provider_id: str, *, namespace: str = "") -> tuple[Provider, ...]:
+        """Take a registered provider out and return it. Raises: ProviderNotFound."""
+        own = self._registered.get(namespace, {})
+        provider = own.pop(provider_id, None)
+        if provider is None:
+            raise ProviderNotFound(provider_id)
+        if not own:
+            del self._registered[namespace]
+        self._renew()
+        return (provider,)
 
-    def _with(self, providers: Mapping[str, Provider]) -> Snapshot:
-        now = self._current
-        return snapshot(
-            providers.values(),
-            aliases={**now.aliases, **now.weighted},
-            default_model=now.default_model,
-            default_embedding_model=now.default_embedding_model,
-        )
+    def registered(self, provider_id: str, namespace: str = "") -> Provider | None:
+        """Return a registered provider, whether or not its namespace sees another one of that name."""
+        return self._registered.get(namespace, {}).get(provider_id)
+
+    def _renew(self) -> None:
+        self._current = _joined(self._base, self._registered.get("", {}), "")
+        namespaces = self._registered.keys() - {""}
+        self._snapshots = {name: _joined(self._current, self._registered[name], name) for name in namespaces}
+
+
+def _joined(base: Snapshot, own: Mapping[str, Provider], namespace: str) -> Snapshot:
+    """A snapshot with more providers, but for those whose names are taken."""
+    added = [provider for name, provider in own.items() if name not in base.providers]
+    if not added:
+        return base
+    default_id = base.aliases.get(base.default_model, base.default_model)
+    providers = {**base.providers, **{provider.id: provider for provider in added}}
+    models = dict(base.models)
+    for provider in added:
+        for model in provider.models():
+            models[model.id] = Resolved(provider, _marked(model, model.id == default_id), namespace)
+    return replace(
+        base,
+        providers=MappingProxyType(dict(sorted(providers.items()))),
+        models=MappingProxyType(dict(sorted(models.items()))),
+    )
 
 
 def check(chat: Chat, model: Model) -> None:

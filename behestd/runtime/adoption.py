@@ -115,6 +115,7 @@ class Adoption:
         if there is not None:
             return there
         driver = self._begin(Birth(before, run, tuple(history), before.trace_id))
+        self._house.listener.adopted(run, self._house.clock.now_ns())
         if run.state == RunState.RUN_STATE_QUEUED:
             self._line_up(gate, run)
             return driver

@@ -87,6 +87,10 @@ class Approvals:
         self._supervisor = supervisor
         self._allows_own = allows_own
 
+    def set_own(self, allows_own: bool) -> None:
+        """Put another answer to that in force."""
+        self._allows_own = allows_own
+
     async def get(self, namespace: str, call_id: str) -> Approval:
         """Get an approval by its call. Raises ApprovalNotFound."""
         entry = await self._store.entry(namespace, views.APPROVAL, call_id)

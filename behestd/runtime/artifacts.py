@@ -9,13 +9,13 @@ the performer of tools. Below: the log and the blobs.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 
 from behest.v1.artifact_pb2 import Artifact
 from behestd.blobs.blob import LIMIT_BYTES, Blobs, Stored
-from behestd.core.times import timestamp
+from behestd.core.times import nanoseconds, timestamp
 from behestd.errors import StorageFull
 from behestd.log.log import Log
 from behestd.log.store import (
@@ -35,6 +35,8 @@ from behestd.runtime.clock import Clock, Ids
 
 KIND = "artifact"
 REFERENCE = "artifact_content"
+IMPORTING = "import"
+"""Marks a session whose import has begun and not ended."""
 LOOSE = "loose_content"
 """Marks content that may have lost its last artifact."""
 _PAGE = 500
@@ -82,6 +84,24 @@ class Artifacts:
         When it is cancelled or the pieces raise, nothing is kept. Raises what blobs raise, and StorageFull while the
         store holds its reserve for the ends of runs.
         """
+        return await self._keep(namespace, pieces, promise, lambda stored: self._describe(about, stored), request)
+
+    async def adopt(self, namespace: str, artifact: Artifact, pieces: AsyncIterable[bytes]) -> Outcome:
+        """Keep a stream of bytes as an artifact that was described elsewhere, id and all. Raises as `write`.
+
+        RecordChanged: its session is gone, or its id is taken.
+        """
+        promise = Promise(artifact.sha256, artifact.size_bytes)
+        return (await self._keep(namespace, pieces, promise, lambda _: artifact, None))[1]
+
+    async def _keep(
+        self,
+        namespace: str,
+        pieces: AsyncIterable[bytes],
+        promise: Promise,
+        describe: Callable[[Stored], Artifact],
+        request: tuple[str, bytes] | None,
+    ) -> tuple[Artifact, Outcome]:
         if self._log.store.is_degraded:
             raise StorageFull
         async with AsyncExitStack() as stack:
@@ -95,7 +115,7 @@ class Artifacts:
             stored = await self._blobs.write(
                 namespace, content, limit_bytes=promise.limit_bytes, expected_sha256=promise.sha256
             )
-            artifact = self._describe(about, stored)
+            artifact = describe(stored)
             claim = Claim(namespace, request[0], request[1] + stored.sha256, artifact.id) if request else None
             outcome = await self._record(namespace, artifact, claim)
             if not isinstance(outcome, Committed):
@@ -111,7 +131,7 @@ class Artifacts:
         return artifact
 
     async def _record(self, namespace: str, artifact: Artifact, claim: Claim | None) -> Outcome:
-        now_ns = self._clock.now_ns()
+        now_ns = nanoseconds(artifact.create_time)
         session_id = artifact.session_id
         names = ((KIND, artifact.id, artifact.SerializeToString()), (REFERENCE, _reference(artifact), b""))
         puts = tuple(
@@ -153,7 +173,9 @@ class Artifacts:
             return outcome
 
     async def sweep(self) -> None:
-        """Finish the deletions that a crash interrupted."""
+        """Finish the deletions that a crash interrupted, and undo the imports."""
+        for marker in await self._log.store.records("", IMPORTING, limit=_PAGE):
+            await self.delete_session(marker.namespace, marker.id)
         while True:
             async with self._naming:
                 marked = await self._log.store.records("", LOOSE, limit=_PAGE)

@@ -22,6 +22,7 @@ from behestd.runtime.commit import Before, Extras, prepare
 from behestd.runtime.driver import Birth
 from behestd.runtime.house import House
 from behestd.runtime.orders import Pinned
+from behestd.telemetry import w3c
 from behestd.values import dataclass
 
 SESSION = "session"
@@ -41,7 +42,8 @@ class Order:
     pinned: Pinned
     request_id: str = ""
     digest: bytes = b""
-    trace_id: str = ""
+    traceparent: str = ""
+    """The W3C trace context that the run is part of. Empty: none."""
     forked_from: ForkedFrom | None = None
     parent: ParentRun | None = None
     parent_session_id: str = ""
@@ -70,9 +72,10 @@ def conceive(order: Order, house: House, history: tuple[Message, ...], session_i
         started, run = house.ledger.plan(run, given, Start(session_index))
         payloads += claimed + started
     before = Before(None, {})
-    stamp = (house.ids, given.now_ns, order.trace_id)
+    trace_id = w3c.trace_id(order.traceparent)
+    stamp = (house.ids, given.now_ns, trace_id)
     first = prepare(before, run, payloads, stamp, _extras(order, given, session_index))
-    return Birth(before, first.run, given.history, order.trace_id, first, given.composed)
+    return Birth(before, first.run, given.history, trace_id, first, given.composed)
 
 
 def _given(house: House, order: Order, history: tuple[Message, ...]) -> Given:
@@ -83,11 +86,12 @@ def _given(house: House, order: Order, history: tuple[Message, ...]) -> Given:
         replica=house.replica,
         validate=house.validate,
         history=history,
-        health=house.health(),
+        health=house.health(order.namespace),
         retries=house.retries,
         model_timeout_ns=int(house.model_timeouts.total_seconds * SECOND),
-        calibration=house.calibration.ratios,
+        calibration=house.calibration.ratios(order.namespace),
         circuit=house.circuits.of(order.namespace, order.session_id),
+        pauses=house.switch.current,
     )
 
 
@@ -115,6 +119,7 @@ def _created(order: Order, house: House) -> RunCreated:
         namespace=order.namespace,
         queue_timeout=duration(house.limits.queue_seconds),
         cancel_on_disconnect=spec.cancel_on_disconnect,
+        traceparent=order.traceparent,
     )
 
 

@@ -7,6 +7,8 @@ them goes on. Above: `daemon`. Below: the store and the ledger.
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from behestd.errors import Corrupt, NewerFormat
 from behestd.log.store import RunRow, Store
 from behestd.log.usage import UsageQuery
@@ -34,6 +36,21 @@ async def load(ledger: Ledger, store: Store, now_ns: int) -> None:
         for row in page:
             await _set_aside(ledger, store, row)
         after = (page[-1].namespace, page[-1].run_id)
+
+
+async def add_earlier(ledger: Ledger, store: Store, right: Set[str], upto: int, now_ns: int) -> None:
+    """Add what was used before other budgets came into force, to all accounts but those that are right.
+
+    `upto` is the last commit before that.
+    """
+    rules = ledger.rules
+    used = [rule for rule in (rules.default, *rules.namespaces.values()) if rule is not None]
+    for start_ns in sorted({rule.bounds_ns(now_ns)[0] for rule in used}):
+        query = UsageQuery("", ("namespace",), start_ns=start_ns, limit=_NAMESPACES, upto=upto)
+        for group in (await store.usage(query)).groups:
+            account = ledger.account(str(group.key[0])) if group.key[0] not in right else None
+            if account is not None and account.start_ns == start_ns:
+                account.used = account.used.plus(used_of(group))
 
 
 async def _set_aside(ledger: Ledger, store: Store, row: RunRow) -> None:

@@ -133,6 +133,31 @@ class Ledger:
         self.is_active = self.rules.has_any
         """Whether anything is charged to anybody."""
 
+    def set(self, rules: Rules, runs: Iterable[Run]) -> frozenset[str] | None:
+        """Put other budgets in force. `runs` are those that go on.
+
+        Gives the namespaces whose accounts are right; those of all others lack what was used until now, which
+        `budget_start.add_earlier` adds. None: no account lacks anything.
+        """
+        if rules == self.rules:
+            return None
+        before, self.rules = self.rules, rules
+        self.is_active = rules.has_any or bool(self._sessions)
+        for namespace, account in list(self._namespaces.items()):
+            rule = rules.of(namespace)
+            if rule is not None and rule.period == account.rule.period:
+                account.rule = rule
+                continue
+            del self._namespaces[namespace]
+            for holding in self._holdings.values():
+                holding.accounts = tuple(other for other in holding.accounts if other is not account)
+        right = frozenset(self._namespaces)
+        for run in runs:
+            self.enter(run)
+        kept, new = before.default, rules.default
+        is_as_wide = new is None or (kept is not None and kept.period == new.period)
+        return None if is_as_wide and rules.namespaces.keys() <= right else right
+
     # --- decisions about runs ---
 
     def decide(self, run: Run, given: Given, signal: Signal) -> tuple[list[Payload], Run]:

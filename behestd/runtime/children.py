@@ -33,6 +33,7 @@ from behestd.runtime.orders import Orders
 from behestd.runtime.performer import Task
 from behestd.runtime.supervisor import Supervisor
 from behestd.runtime.tool_performer import ToolPerformer
+from behestd.telemetry import w3c
 from behestd.tools.subagent import answer_of, order_of
 
 logger = structlog.get_logger(__name__)
@@ -69,7 +70,10 @@ class Children:
         return self._supervisor
 
     async def call(self, effect: CallTool, task: Task) -> Signal | None:
-        """Have the child run of a call, and wait for its end. None when somebody else is to wait for it."""
+        """Have the child run of a call, and wait for its end. None when somebody else is to wait for it.
+
+        Raises HeldBack when what it needs was paused before it was there.
+        """
         run, state = task.run, task.run.call(effect.call_id)
         assert state is not None
         assert state.child is not None
@@ -77,6 +81,7 @@ class Children:
         key = (run.created.namespace, state.child.child_run_id)
         try:
             if await self._house.log.store.run(*key) is None:
+                self._house.switch.hold_call(run, state)
                 await self._create(key, task, state)
             row = await self._end_of(key, effect, task)
         except Draining:
@@ -121,6 +126,7 @@ class Children:
         run, created, child = task.run, task.run.created, state.child
         assert state.tool is not None
         assert child is not None
+        key_of_span = w3c.tool_key(state.started.key if state.started is not None else child.call_id, state.attempt)
         spec = RunSpec(
             agent_id=state.tool.agent_id,
             input=[Part(text=TextPart(text=order_of(state.call.arguments_json)))],
@@ -140,7 +146,7 @@ class Children:
             is_new_session=True,
             spec=spec,
             pinned=await self._orders.pin(key[0], spec, heritage),
-            trace_id=task.trace_id,
+            traceparent=w3c.under(w3c.of_run(created.traceparent, task.trace_id), key_of_span),
             parent=ParentRun(
                 run_id=run.id,
                 call_id=state.call.id,

@@ -1,4 +1,4 @@
-"""Cleans up behind clients and crashes: scratch data that has expired, and blobs that nothing names.
+"""Cleans up behind clients and crashes: scratch data that has expired, blobs that nothing names, logs past their time.
 
 Above: the daemon, which runs it as a task. Below: the log and the artifacts. Each round does a bounded amount of small
 commits and looks, so that runs never wait for it; what is left is for the next round. A blob is let go only when no
@@ -17,6 +17,7 @@ from behestd.errors import BehestError
 from behestd.log.store import Committed, Purge
 from behestd.runtime.artifacts import Artifacts
 from behestd.runtime.house import House
+from behestd.runtime.retention import FOR_EVER, Retention, Rules
 
 logger = structlog.get_logger(__name__)
 
@@ -32,14 +33,16 @@ class Statistics:
     rounds: int = 0
     records: int = 0
     blobs: int = 0
+    logs: int = 0
 
 
 class Cleaning:
     """Cleans, round after round. `run` is its life."""
 
-    def __init__(self, house: House, artifacts: Artifacts) -> None:
+    def __init__(self, house: House, artifacts: Artifacts, rules: Rules = FOR_EVER) -> None:
         self._house = house
         self._artifacts = artifacts
+        self.retention = Retention(house.log, house.clock, rules)
         self._closing = asyncio.Event()
         self._namespace = ""
         self._after = b""
@@ -70,11 +73,12 @@ class Cleaning:
     async def clean(self) -> None:
         """Do one round. Raises StorageFailed, StorageFull and what blobs raise."""
         records = await self._purge()
+        logs = await self.retention.round()
         blobs = await self._collect()
         done = self._statistics
-        self._statistics = Statistics(done.rounds + 1, done.records + records, done.blobs + blobs)
-        if records or blobs:
-            logger.info("cleaned", records=records, blobs=blobs)
+        self._statistics = Statistics(done.rounds + 1, done.records + records, done.blobs + blobs, done.logs + logs)
+        if records or blobs or logs:
+            logger.info("cleaned", records=records, blobs=blobs, logs=logs)
 
     async def _purge(self) -> int:
         """Delete what has expired, in small commits."""

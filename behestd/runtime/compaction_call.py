@@ -14,27 +14,33 @@ from behestd.core.signals import Summarise, SummaryBroke, SummaryEnded
 from behestd.core.state import Run
 from behestd.errors import BehestError
 from behestd.failpoint import failpoint
+from behestd.providers.ambience import surround
 from behestd.providers.catalog import check
 from behestd.providers.failure import ProviderFailure
 from behestd.providers.provider import complete
 from behestd.runtime.house import House
+from behestd.telemetry import w3c
 
 
 async def summarise(
     house: House, effect: Summarise, run: Run, history: Sequence[Message]
 ) -> SummaryEnded | SummaryBroke:
-    """Ask for the summary that a run waits for."""
+    """Ask for the summary that a run waits for. Raises HeldBack when its model was paused meanwhile."""
     try:
         chat = asked_for(run, history)
-        resolved = house.models.current.resolve(effect.endpoint)
+        resolved = house.resolved(run, effect.endpoint)
         check(chat, resolved.model)
         wish = run.compaction.open
         tokens = wish.reserve.input_tokens if wish is not None else 0
-        async with house.endpoints.attempt(
-            effect.endpoint, effect.deadline_ns, is_retry=False, tokens=tokens
-        ) as attempt:
+        tried = house.endpoints.attempt(
+            resolved.endpoint, effect.deadline_ns, is_retry=False, tokens=tokens, namespace=run.created.namespace
+        )
+        async with house.leases.hold(resolved.provider), tried as attempt:
             left_seconds = max(house.endpoints.left_seconds(effect.deadline_ns), 0.0)
+            key = w3c.summary_key(run.id, effect.attempt)
+            surround(w3c.under(run.created.traceparent, key), left_seconds)
             failpoint("summary.before_send", run.id)
+            house.switch.hold_model(run, effect.endpoint)
             end = await complete(resolved.provider, chat, house.model_timeouts.within(left_seconds))
             attempt.used(end.usage)
         failpoint("summary.before_commit", run.id)

@@ -120,7 +120,7 @@ class ManualCompaction:
     async def _plan(self, namespace: str, session_id: str, agent: Agent, model: str) -> _Plan:
         house = self._house
         policy = compaction.in_force(agent.compaction, house.operator.compaction)
-        writer = house.models.current.resolve(model or policy.model or agent.model)
+        writer = house.models.of(namespace).resolve(model or policy.model or agent.model)
         window = writer.model.limits.context_window_tokens
         messages = tuple(await history_of(house.log.store, namespace, session_id, 0, house.limits.history_messages))
         tokens = sum(map(estimate, messages))
@@ -142,12 +142,20 @@ class ManualCompaction:
         deadline_ns = house.clock.now_ns() + duration_ns(plan.policy.timeout)
         limits = house.model_timeouts.within(duration_ns(plan.policy.timeout) / SECOND)
         await self._books.open(charge)
-        attempt = house.endpoints.attempt(model.id, deadline_ns, is_retry=False, tokens=most.input_tokens)
+        attempt = house.endpoints.attempt(
+            plan.writer.endpoint,
+            deadline_ns,
+            is_retry=False,
+            tokens=most.input_tokens,
+            namespace=charge.namespace,
+        )
         try:
-            async with attempt as tried, self._books.attempt(charge, model.id, price, lambda: most) as paid:
-                end = await complete(plan.writer.provider, chat, limits)
-                tried.used(end.usage)
-                paid.used(end.usage)
+            async with house.leases.hold(plan.writer.provider), attempt as tried:
+                house.switch.refuse_model(charge.namespace, model.id)
+                async with self._books.attempt(charge, model.id, price, lambda: most) as paid:
+                    end = await complete(plan.writer.provider, chat, limits)
+                    tried.used(end.usage)
+                    paid.used(end.usage)
             return _text_of(plan, compaction_call.text_of(end)), priced(end.usage, price)
         except ProviderFailure as failure:
             raise to_error(failure, model.id) from failure

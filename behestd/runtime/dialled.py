@@ -68,18 +68,28 @@ class Dialling:
     """Keeps reads of late answers going."""
 
     def dial(self, server: Server, validators: Validators) -> RemoteServer:
-        """Make the connection of a server. Raises EndpointRefused, and InvalidRequest for secrets of TLS."""
+        """Make the connection of a server. Raises as `link`."""
+        return self.connect(self.link(server), validators)
+
+    def link(self, server: Server) -> Link:
+        """Say how to reach a server. Raises EndpointRefused, and InvalidRequest for secrets of TLS."""
         rules = self.rules
         if server.configured:
             rules = replace(rules, allow_loopback=True, allow_unix=True, allow_private=True)
         has_tls = server.HasField("tls")
-        link = Link(
+        return Link(
             server_id=server.id,
             endpoint=check(server.address, rules, has_tls=has_tls),
             tls=self._tls(server.tls) if has_tls else None,
             token=partial(self.secrets, server.token_ref) if server.token_ref else NO_TOKEN,
             resolve=self.resolve,
+            # Whom the configuration names, its operator answers for, and renews certificates as he likes.
+            is_pinned=not server.configured,
+            identity=server.identity,
         )
+
+    def connect(self, link: Link, validators: Validators) -> RemoteServer:
+        """Make a connection."""
         return RemoteServer(link, validators, self.keep)
 
     def _tls(self, tls: ServerTls) -> Tls:
@@ -137,6 +147,13 @@ class Dialled:
         """The name, unique in the namespace."""
         return self.registration.name
 
+    def know(self) -> bool:
+        """Take who was met at the first connection into the registration: whether that is new."""
+        met = self.remote.line.identity if self.remote is not None else ""
+        is_new = met != self.registration.identity
+        self.registration.identity = met
+        return is_new
+
     def reached(self, now_ns: int) -> None:
         """Take note that it answers."""
         self._state, self._seen_ns, self.error = ServerState.SERVER_STATE_READY, now_ns, None
@@ -156,12 +173,19 @@ class Dialled:
         self._state, self.error = ServerState.SERVER_STATE_DISCONNECTED, error
         self.tried.set()
 
+    def is_as(self, registration: Server, link: Link) -> bool:
+        """Whether a registration and the way to reach it say nothing new."""
+        if self.remote is None or self.registration != registration:
+            return False
+        mine = self.remote.link
+        return (mine.endpoint, mine.tls) == (link.endpoint, link.tls)
+
     def offered(self) -> Server:
         """The registration as its tools are offered."""
         return self.registration
 
     async def look(self) -> Listing:
-        """List what it offers now. Raises ToolFailure, and EndpointRefused for its addresses."""
+        """List what it offers now. Raises ToolFailure, and EndpointRefused for its addresses and for who answers."""
         assert self.remote is not None
         assert self.answering is not None
         try:

@@ -36,7 +36,7 @@ from behestd.errors import (
     WrongState,
 )
 from behestd.runtime.direct_call import DirectCall, digest_of, lost, restored, sent_key
-from behestd.runtime.direct_errors import arguments_refused, error_of, proved
+from behestd.runtime.direct_errors import arguments_refused, error_of, hold, proved
 from behestd.runtime.direct_journal import Entry, Journal, Key, Stage
 from behestd.runtime.house import House
 from behestd.tools.policy import timeouts
@@ -74,9 +74,6 @@ class DirectCalls:
 
     def __init__(self, house: House) -> None:
         self._house = house
-        self._rules = RunDefinition(
-            operator_permissions=house.operator.permissions, default_permission=house.operator.default_permission
-        )
         self._journal = Journal(house.log, house.clock)
         self._open: dict[Key, DirectCall] = {}
         self._done: OrderedDict[Key, DirectCall] = OrderedDict()
@@ -261,6 +258,7 @@ class DirectCalls:
         tool = tools.tools.get(request.tool_name)
         if tool is None:
             raise ToolNotFound(request.tool_name)
+        house.switch.refuse_tool(namespace, tool.name)
         if request.tool_hash and request.tool_hash != tool.hash:
             raise WrongState("TOOL_CHANGED", f"tool {tool.name} is not what the caller pinned", tool=tool.name)
         now_ns = house.clock.now_ns()
@@ -296,7 +294,9 @@ class DirectCalls:
         arguments = arguments_of(arguments_json)
         if problem or arguments is None:
             raise arguments_refused(tool.name, problem)
-        answer = permit(self._rules, tool, arguments)
+        operator = self._house.operator
+        rules = RunDefinition(operator_permissions=operator.permissions, default_permission=operator.default_permission)
+        answer = permit(rules, tool, arguments)
         if answer.action != PermissionAction.PERMISSION_ACTION_ALLOW:
             text = answer.reason or f"calling {tool.name} directly is not permitted"
             raise Forbidden("TOOL_DENIED", text, tool=tool.name, rule=answer.rule)
@@ -351,6 +351,7 @@ class DirectCalls:
         if call.is_cancelled:
             permanent, no = FailureClass.FAILURE_CLASS_PERMANENT, Executed.EXECUTED_NO
             raise ToolFailure(permanent, no, "TOOL_CANCELLED", "the call was told to stop before it was sent")
+        hold(self._house.switch, call.sent)
         call.is_sent = True
         return await executor.call(call.sent, call.show)
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import json
 
+from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.tool_pb2 import Executed
 from behestd import errors
-from behestd.tools.tool import ToolFailure
+from behestd.runtime.pauses import Switch, refusal
+from behestd.tools.tool import Call, ToolFailure
 
 _BRANCHES: dict[str, type[errors.BehestError]] = {
     "TOOL_NOT_FOUND": errors.NotFound,
@@ -28,6 +30,16 @@ _BRANCHES: dict[str, type[errors.BehestError]] = {
 _OF_THE_SERVER = ("AUTH_", "RUNTIME_", "STORAGE_", "TRANSPORT_")
 
 
+def hold(switch: Switch, call: Call) -> None:
+    """Stop a direct call that would be sent now. Raises ToolFailure, which names what is paused."""
+    pause = switch.current.of_tool(call.namespace, call.name) if switch.current else None
+    if pause is not None:
+        permanent, no = FailureClass.FAILURE_CLASS_PERMANENT, Executed.EXECUTED_NO
+        failure = ToolFailure(permanent, no, "RUNTIME_PAUSED", refusal(pause).message)
+        failure.metadata["subject"] = pause.subject
+        raise failure
+
+
 def error_of(failure: ToolFailure, tool: str) -> errors.BehestError:
     """Tell a failure as the error of a call, with the proof that nothing was executed where there is one."""
     told = _error(failure, tool)
@@ -39,6 +51,8 @@ def _error(failure: ToolFailure, tool: str) -> errors.BehestError:
     if failure.reason == "TOOL_ARGUMENTS_INVALID":
         return arguments_refused(tool, failure.message)
     reason = failure.reason
+    if reason == "RUNTIME_PAUSED" and "subject" in failure.metadata:  # Ours: a server's own names nothing.
+        return errors.WrongState(reason, failure.message, subject=failure.metadata["subject"])
     if reason.startswith(_OF_THE_SERVER):
         reason = "TOOL_UNAVAILABLE"
     elif reason not in _BRANCHES:

@@ -58,7 +58,6 @@ logger = structlog.get_logger(__name__)
 
 _UNSENT = (Phase.NEW, Phase.ALLOWED)
 
-
 Spawn = Callable[[Coroutine[None, None, None]], asyncio.Task[None]]
 """Starts a task whose parent is the supervisor."""
 
@@ -184,8 +183,7 @@ class Driver:
 
     async def _be_born(self) -> bool:
         """Commit the run's creation, if that is what the driver begins with."""
-        first = self._birth.first
-        created = self.run.created
+        first, created = self._birth.first, self.run.created
         if first is not None:
             failpoint("create.before_commit", self.run.id)
             outcome = await self._house.log.commit(first.append)
@@ -194,6 +192,7 @@ class Driver:
                 return False
             failpoint("create.after_commit", self.run.id)
             self.run, self._before = first.run, Before(first.run, first.calls)
+            self._house.listener.committed(first.run, first.payloads, first.run.life.create_ns)
         self.tail = await self._house.log.tail(created.namespace, self.run.id)
         if first is not None:
             self.deltas.follow(first.payloads, self.run)
@@ -316,12 +315,13 @@ class Driver:
             replica=house.replica,
             validate=house.validate,
             history=self._history,
-            health=house.health(),
+            health=house.health(self.run.created.namespace),
             retries=house.retries,
             model_timeout_ns=int(house.model_timeouts.total_seconds * SECOND),
             places=house.tools,
             kin=house.kin,
-            calibration=house.calibration.ratios,
+            pauses=house.switch.current,
+            calibration=house.calibration.ratios(self.run.created.namespace),
             composed=self._birth.composed,
             circuit=house.circuits.of(self.run.created.namespace, self.run.created.session_id),
             cancel_grace_ns=int(house.limits.cancel_grace_seconds * SECOND),
@@ -355,8 +355,8 @@ class Driver:
             raise Lost(self.run.id)
         house.circuits.saw(extras.puts)
         house.ledger.keep(prepared.run)
-        self.run = prepared.run
-        self._before = Before(prepared.run, prepared.calls)
+        self.run, self._before = prepared.run, Before(prepared.run, prepared.calls)
+        house.listener.committed(self.run, payloads, now_ns)
         self._is_released = isinstance(payloads[-1], RunReleased)
         return True
 
@@ -392,7 +392,7 @@ class Driver:
         grace_ns = int(self._house.limits.cancel_grace_seconds * SECOND)
         # While draining nothing would be decided about a run that works, so nothing wakes it.
         sleeps = self.run.is_ended or (self._is_draining and self.run.state == RunState.RUN_STATE_RUNNING)
-        due_ns = 0 if sleeps else alarm_ns(self.run, grace_ns)
+        due_ns = 0 if sleeps else alarm_ns(self.run, grace_ns, self._house.switch.current)
         delay = max(due_ns - self._house.clock.now_ns(), 0) / SECOND if due_ns else inf
         if self._house.log.store.is_degraded and not self.run.is_ended:
             delay = min(delay, self._house.limits.full_retry_seconds)

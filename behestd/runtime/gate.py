@@ -5,7 +5,8 @@ Plain data that the supervisor alone changes; nothing here waits. What it holds 
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 Key = tuple[str, str]
@@ -24,10 +25,16 @@ class Session:
 class Gates:
     """The gates of all sessions with runs that have not ended, and the capacity of the daemon."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(
+        self, capacity: Callable[[], int], share: Callable[[str, int], int] = lambda _, capacity: capacity
+    ) -> None:
+        """`capacity` tells how many runs may work at once, `share` how much of the capacity a namespace may have."""
         self.sessions: dict[Key, Session] = {}
         self._capacity = capacity
+        self._share = share
         self._working: set[Key] = set()
+        self._by_namespace: Counter[str] = Counter()
+        """How many of those that work are of a namespace."""
         self._ready: OrderedDict[str, deque[Key]] = OrderedDict()
         """Runs whose session is free and which wait for capacity, by namespace, served round robin."""
 
@@ -38,10 +45,10 @@ class Gates:
         """How many runs work."""
         return len(self._working)
 
-    @property
-    def has_room(self) -> bool:
-        """Whether one more run may work."""
-        return len(self._working) < self._capacity
+    def has_room(self, namespace: str) -> bool:
+        """Whether one more run of a namespace may work."""
+        capacity = self._capacity()
+        return len(self._working) < capacity and self._by_namespace[namespace] < self._share(namespace, capacity)
 
     @property
     def waiting_for_room(self) -> int:
@@ -50,21 +57,33 @@ class Gates:
 
     def work(self, run: Key) -> None:
         """Count a run as working. Idempotent."""
-        self._working.add(run)
+        if run not in self._working:
+            self._working.add(run)
+            self._by_namespace[run[0]] += 1
 
     def rest(self, run: Key) -> None:
         """Count a run as not working, since it waits or has ended. Idempotent."""
-        self._working.discard(run)
+        if run in self._working:
+            self._working.remove(run)
+            self._by_namespace[run[0]] -= 1
+            if not self._by_namespace[run[0]]:
+                del self._by_namespace[run[0]]
 
     def line_up(self, run: Key) -> None:
         """Let a run wait for capacity."""
         self._ready.setdefault(run[0], deque()).append(run)
 
     def next_ready(self) -> Key | None:
-        """Take the next run that waits for capacity, namespaces in turn; None when there is none, or no room."""
-        if not self._ready or not self.has_room:
+        """Take the next run that waits for capacity, namespaces in turn; None when there is none, or no room.
+
+        A namespace that has its share already is passed over, and keeps its turn.
+        """
+        if not self._ready or len(self._working) >= self._capacity():
             return None
-        namespace, runs = self._ready.popitem(last=False)
+        namespace = next((name for name in self._ready if self.has_room(name)), None)
+        if namespace is None:
+            return None
+        runs = self._ready.pop(namespace)
         run = runs.popleft()
         if runs:
             self._ready[namespace] = runs

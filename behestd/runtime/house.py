@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from behestd.blobs.blob import LIMIT_BYTES, Blobs
 from behestd.context.catalog import Sources
 from behestd.core.definition import Operator
 from behestd.core.route import Health, RoutePolicy
 from behestd.core.signals import Validate
+from behestd.core.state import Run
 from behestd.log.log import Log
 from behestd.providers.catalog import Catalog as Models
+from behestd.providers.catalog import Resolved
+from behestd.providers.leases import Leases
 from behestd.providers.provider import ProviderTimeouts
 from behestd.runtime.budgets import Ledger
 from behestd.runtime.calibration import Calibration
@@ -19,6 +23,9 @@ from behestd.runtime.children_live import Kin
 from behestd.runtime.clock import Clock, Ids, Rng, SystemClock
 from behestd.runtime.compaction import Circuits
 from behestd.runtime.health import Endpoints
+from behestd.runtime.intake import Intake
+from behestd.runtime.pauses import Switch
+from behestd.telemetry.port import Listener, Silence
 from behestd.tools.catalog import Catalog as Tools
 
 
@@ -56,9 +63,28 @@ class Limits:
     """Within it the same input on the same session is refused; 0: never."""
 
 
-@dataclass(frozen=True, slots=True)
+class Policies(Protocol):
+    """What of a plan the runtime goes by, and a reload may change."""
+
+    @property
+    def limits(self) -> Limits: ...
+
+    @property
+    def operator(self) -> Operator: ...
+
+    @property
+    def retries(self) -> RoutePolicy: ...
+
+    @property
+    def model_timeouts(self) -> ProviderTimeouts: ...
+
+    @property
+    def fallbacks(self) -> Mapping[str, Sequence[str]]: ...
+
+
+@dataclass(slots=True, eq=False)
 class House:
-    """The parts of the runtime. Each is ready to use."""
+    """The parts of the runtime. Each is ready to use. None is ever replaced but those that `adopt` names."""
 
     log: Log
     models: Models
@@ -79,6 +105,8 @@ class House:
     """What is known of the models that are called."""
     labels: Mapping[str, str] = field(default_factory=dict)
     kin: Kin = field(default_factory=Kin)
+    switch: Switch = field(default_factory=Switch)
+    """What operators paused."""
     circuits: Circuits = field(default_factory=Circuits)
     """How summarising sessions fares."""
     fallbacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -89,6 +117,28 @@ class House:
     calibration: Calibration = field(default_factory=Calibration)
     """What models really count."""
 
-    def health(self) -> Health:
-        """The endpoints that are left alone at present."""
-        return self.endpoints.health()
+    intake: Intake = field(default_factory=Intake)
+    """Who may begin runs, and whether anybody may."""
+    listener: Listener = field(default_factory=Silence)
+    """Hears what becomes of runs."""
+
+    leases: Leases = field(default_factory=Leases)
+    """Who uses which provider."""
+
+    def adopt(self, policies: Policies) -> None:
+        """Go by other limits and policies from now on. What exists keeps what it pinned."""
+        self.limits = policies.limits
+        self.operator = policies.operator
+        self.retries = policies.retries
+        self.model_timeouts = policies.model_timeouts
+        self.fallbacks = policies.fallbacks
+
+    def resolved(self, run: Run, endpoint: str) -> Resolved:
+        """The model that a run calls by the name it pinned. Raises ProviderNotFound, ModelNotFound."""
+        namespace = run.created.namespace
+        kept = self.leases.pinned((namespace, run.id), endpoint)
+        return kept if kept is not None else self.models.of(namespace).resolve(endpoint)
+
+    def health(self, namespace: str) -> Health:
+        """The endpoints that are left alone at present, of those that a namespace sees."""
+        return self.endpoints.health(namespace)

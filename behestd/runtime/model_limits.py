@@ -1,4 +1,4 @@
-"""The operator's limits for one model: requests and tokens a minute, and calls at once. Calls wait in order.
+"""The operator's limits for one model: requests and tokens a minute, and calls at once. Calls wait in turn.
 
 Above: `health`, which holds one gate for each model that has limits. Who waits is woken when it is its turn, by the end
 of a call or by one timer; nothing is polled. A wait that would be longer than its limit is a refusal with the time
@@ -8,8 +8,9 @@ after which it makes sense, as from a provider that asks to wait.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass
+from itertools import islice
 from math import inf
 
 from behest.v1.usage_pb2 import Usage
@@ -62,6 +63,11 @@ class Bucket:
         self._refill(now_ns)
         self._level = min(self._level - amount, self._burst)
 
+    def is_full(self, now_ns: int) -> bool:
+        """Whether nothing was taken that has not come back."""
+        self._refill(now_ns)
+        return self._level >= self._burst
+
     def _refill(self, now_ns: int) -> None:
         elapsed_seconds = (now_ns - self._at_ns) / SECOND
         self._level = min(self._level + elapsed_seconds * self._per_second, self._burst)
@@ -75,7 +81,7 @@ class _Waiter:
 
 
 class Gate:
-    """Lets calls of one model through, first come first served. Used on the loop alone."""
+    """Lets calls of one model through: namespaces in turn, of one of them who came first. Used on the loop alone."""
 
     __slots__ = ("_allowance", "_clock", "_in_flight", "_requests", "_timer", "_tokens", "_waiters")
 
@@ -86,10 +92,16 @@ class Gate:
         self._in_flight = 0
         self._requests = Bucket(allowance.requests_per_minute, now_ns) if allowance.requests_per_minute else None
         self._tokens = Bucket(allowance.tokens_per_minute, now_ns) if allowance.tokens_per_minute else None
-        self._waiters: deque[_Waiter] = deque()
+        self._waiters: OrderedDict[str, deque[_Waiter]] = OrderedDict()
+        """By namespace, the one whose turn is next first."""
         self._timer: asyncio.TimerHandle | None = None
 
-    async def enter(self, tokens: int, left_seconds: float) -> None:
+    @property
+    def waiting(self) -> int:
+        """How many calls wait for their turn."""
+        return sum(map(len, self._waiters.values()))
+
+    async def enter(self, tokens: int, left_seconds: float, namespace: str = "") -> None:
         """Wait for a turn, with the tokens that the call is likely to need. To be followed by `leave`.
 
         Raises OverLimit when that takes longer than the limit or what is left.
@@ -98,11 +110,11 @@ class Gate:
             self._take(tokens)
             return
         limit_seconds = max(min(self._allowance.wait_seconds, left_seconds), 0.0)
-        due_seconds = self._last_due_seconds(tokens)
+        due_seconds = self._last_due_seconds(tokens, namespace)
         if due_seconds > limit_seconds:
             raise OverLimit(due_seconds)
         waiter = _Waiter(tokens, asyncio.get_running_loop().create_future())
-        self._waiters.append(waiter)
+        self._waiters.setdefault(namespace, deque()).append(waiter)
         self._serve()
         try:
             async with asyncio.timeout(limit_seconds):
@@ -111,7 +123,8 @@ class Gate:
             if waiter.turn.done() and not waiter.turn.cancelled():
                 self.leave(-tokens)
             else:
-                self._waiters.remove(waiter)
+                self._waiters[namespace].remove(waiter)
+                self._put_last(namespace, is_next=True)
                 self._serve()
             if isinstance(error, TimeoutError):
                 raise OverLimit(self._allowance.wait_seconds) from None
@@ -135,14 +148,27 @@ class Gate:
             due = max(due, self._tokens.due_seconds(tokens, now_ns))
         return due
 
-    def _last_due_seconds(self, tokens: int) -> float:
-        """How long a call behind all that wait is likely to take, by requests and tokens alone."""
-        now_ns, due = self._clock.now_ns(), 0.0
+    def _before(self, namespace: str) -> list[_Waiter]:
+        """Those whose turn comes before that of a new call of a namespace."""
+        own = len(self._waiters.get(namespace, ()))
+        turns = ((waiters, own if name == namespace else own + 1) for name, waiters in self._waiters.items())
+        return [waiter for waiters, count in turns for waiter in islice(waiters, count)]
+
+    def _put_last(self, namespace: str, *, is_next: bool = False) -> None:
+        """Let the other namespaces have their turns, unless this one still has to have its own."""
+        if not self._waiters[namespace]:
+            del self._waiters[namespace]
+        elif not is_next:
+            self._waiters.move_to_end(namespace)
+
+    def _last_due_seconds(self, tokens: int, namespace: str) -> float:
+        """How long a call behind those before it is likely to take, by requests and tokens alone."""
+        now_ns, due, before = self._clock.now_ns(), 0.0, self._before(namespace)
         if self._requests is not None:
-            ahead = len(self._waiters) * 60 / self._allowance.requests_per_minute
+            ahead = len(before) * 60 / self._allowance.requests_per_minute
             due = self._requests.due_seconds(1, now_ns) + ahead
         if self._tokens is not None:
-            wanted = sum(waiter.tokens for waiter in self._waiters)
+            wanted = sum(waiter.tokens for waiter in before)
             ahead = wanted * 60 / self._allowance.tokens_per_minute
             due = max(due, self._tokens.due_seconds(tokens, now_ns) + ahead)
         return due
@@ -161,7 +187,8 @@ class Gate:
             self._timer.cancel()
             self._timer = None
         while self._waiters:
-            waiter = self._waiters[0]
+            namespace, waiters = next(iter(self._waiters.items()))
+            waiter = waiters[0]
             if waiter.turn.done():  # Cancelled, and about to take itself out.
                 return
             due_seconds = self._due_seconds(waiter.tokens)
@@ -169,6 +196,7 @@ class Gate:
                 if due_seconds < inf:
                     self._timer = asyncio.get_running_loop().call_later(due_seconds, self._serve)
                 return
-            self._waiters.popleft()
+            waiters.popleft()
+            self._put_last(namespace)
             self._take(waiter.tokens)
             waiter.turn.set_result(None)

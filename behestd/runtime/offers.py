@@ -8,6 +8,7 @@ from __future__ import annotations
 from behest.v1.model_service_pb2 import ListModelsResponse
 from behest.v1.tool_service_pb2 import ListToolsResponse
 from behestd.log.store import Delete, Put, Record
+from behestd.runtime.alarms import alarm
 from behestd.runtime.attached import Attached
 from behestd.runtime.dialled import Dialled, Listing
 from behestd.runtime.house import House
@@ -35,10 +36,12 @@ class Offers:
         assert server.remote is not None
         assert server.answering is not None
         listing = listing or _listing(server)
-        models = self._models.made(server.registration, listing.models, server.answering)
+        models = self._models.made(server.namespace, server.registration, listing.models, server.answering)
         bind, standing = server.remote.bind, server.standing
+        before = self._tools.offered(server.namespace, server.registration.id)
         tools = self._tools.register_server(server.namespace, server.offered(), listing.tools, bind, standing)
-        server.model_ids = self._models.put(server.registration, models)
+        alarm(server.name, before, tools)
+        server.model_ids = self._models.put(server.namespace, server.registration, models)
         server.tool_names = tuple(tool.name for tool in tools)
         if isinstance(server, Dialled):
             server.listing = listing
@@ -47,7 +50,7 @@ class Offers:
     def remove(self, server: Registered) -> None:
         """Take all that a server offers out of the catalogs."""
         self._tools.unregister_server(server.namespace, server.registration.id)
-        self._models.withdraw(server.registration)
+        self._models.withdraw(server.namespace, server.registration)
         server.tool_names = server.model_ids = ()
         server.is_offered = False
 

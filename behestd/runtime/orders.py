@@ -24,7 +24,7 @@ from behestd.core.sources import ordered, pinned
 from behestd.core.times import nanoseconds
 from behestd.errors import SessionNotFound, ToolNotFound, WrongState
 from behestd.log.store import SESSION_KIND
-from behestd.providers.catalog import lacks, needed
+from behestd.providers.catalog import Snapshot, lacks, needed
 from behestd.runtime import compaction_order
 from behestd.runtime.agents import Agents
 from behestd.runtime.house import House
@@ -92,12 +92,12 @@ class Orders:
         if spec.tools:
             heritage = replace(heritage, scopes=(*heritage.scopes, tuple(spec.tools)))
         callable_agents = await self._sub_agents(namespace, agent, heritage) if agent.sub_agents else []
-        models, tools = house.models.current, house.tools.snapshot(namespace)
+        models, tools = house.models.of(namespace), house.tools.snapshot(namespace)
         versions = tuple((sub.id, sub.version) for sub in callable_agents)
         needs = () if _is_text(spec) else _input_needs(spec)
         chance = models.chance_of(spec.model or agent.model, house.rng.random()) if models.weighted else 0.0
-        epoch = self._prices.of(models, house.clock.now_ns())
-        made_of = (id(models), epoch, id(tools), heritage.scopes, versions, needs, chance)
+        epoch = self._prices.of(namespace, models, house.clock.now_ns())
+        made_of = (epoch, id(tools), heritage.scopes, versions, needs, chance)
         key = (namespace, agent.id, agent.version, _overrides(spec), *made_of)
         pinned = self._pinned.get(key) if heritage.parent is None else None
         if pinned is None:
@@ -133,7 +133,8 @@ class Orders:
             self._house.tools.validators.check_answer(f"spec.{asked_by}", answer.schema_json)
         probe = Chat(tools=tools[:1], response_format=None if answer.emulate else answer)
         needs = (*needed(probe), *input_needs)
-        found = self._house.models.current.candidates(*self._named(spec, agent), needs, chance)
+        catalog = self._house.models.of(namespace)
+        found = catalog.candidates(*self._named(catalog, spec, agent), needs, chance)
         models = [resolved.model for resolved in found]
         resolved = Resolved(
             models=tuple(model.id for model in models),
@@ -145,7 +146,7 @@ class Orders:
         definition = define(agent, spec, resolved, self._house.operator, heritage)
         form = tuple(needed(Chat(response_format=answer)))
         definition.emulating_models.extend(model.id for model in models if lacks(model, form) is not None)
-        compaction_order.pin(definition, agent, self._house, lambda model: price_at(model, now_ns))
+        compaction_order.pin(definition, agent, self._house, catalog, lambda model: price_at(model, now_ns))
         digest, data = name(definition)
         return Pinned(definition, digest, data)
 
@@ -156,11 +157,11 @@ class Orders:
         found = ordered([self._house.sources.find(name) for name in dict.fromkeys(agent.context_sources)])
         return tuple(pinned(source, models[0].limits) for source in found)
 
-    def _named(self, spec: RunSpec, agent: Agent) -> tuple[str, Sequence[str]]:
+    def _named(self, models: Snapshot, spec: RunSpec, agent: Agent) -> tuple[str, Sequence[str]]:
         """The name of the model, and the names of those after it: of the agent, then of the configuration."""
-        house, first = self._house, spec.model or agent.model
+        first = spec.model or agent.model
         own = () if spec.model else agent.fallback_models
-        return first, (*own, *house.models.current.fallbacks_of(first, house.fallbacks))
+        return first, (*own, *models.fallbacks_of(first, self._house.fallbacks))
 
     def _tools(
         self,

@@ -23,9 +23,10 @@ from behestd.core.route import GiveUp, RoutePolicy, Try, WaitUntil, next_attempt
 from behestd.core.spend import priced, settle, total
 from behestd.core.state import Failure, Spend
 from behestd.core.times import SECOND, duration_ns
-from behestd.errors import BehestError, Unavailable
+from behestd.errors import BehestError, ModelNotFound, Unavailable
 from behestd.providers.catalog import Resolved, needed
 from behestd.providers.failure import ProviderFailure, to_error
+from behestd.providers.leases import Lease
 from behestd.providers.provider import ProviderTimeouts, complete, embed, guarded, timed_out
 from behestd.runtime.bookkeeping import Bookkeeping, Charge, Paid
 from behestd.runtime.health import Attempt
@@ -52,7 +53,7 @@ class Passthrough:
         while True:
             resolved = await route.next()
             try:
-                async with route.attempt(resolved) as attempt, route.paid(resolved) as paid:
+                async with route.leased(resolved), route.attempt(resolved) as attempt, route.paid(resolved) as paid:
                     stream = guarded(resolved.provider.stream(_addressed(chat, resolved)), route.limits())
                     async with aclosing(stream) as frames:
                         async for last in frames:
@@ -76,7 +77,7 @@ class Passthrough:
         while True:
             resolved = await route.next()
             try:
-                async with route.attempt(resolved) as attempt, route.paid(resolved) as paid:
+                async with route.leased(resolved), route.attempt(resolved) as attempt, route.paid(resolved) as paid:
                     end = await complete(resolved.provider, _addressed(chat, resolved), route.limits())
                     attempt.used(end.usage)
                     paid.used(end.usage)
@@ -86,8 +87,8 @@ class Passthrough:
 
     async def embed(self, request: EmbedRequest, namespace: str) -> EmbedResponse:
         """Give one vector for each input, in order. Raises as `stream`."""
-        name = request.model or self._house.models.current.default_embedding_model
-        candidates = self._candidates(name, ("embeddings",))
+        name = request.model or self._house.models.of(namespace).default_embedding_model
+        candidates = self._candidates(namespace, name, ("embeddings",))
         tokens = sum(map(estimate_text, request.inputs)) if self._house.endpoints.has_limits else 0
         charge = Charge(namespace, UsagePurpose.USAGE_PURPOSE_EMBEDDING, request.session_id)
         payer = _Payer(self._books, charge, lambda: Usage(input_tokens=sum(map(estimate_text, request.inputs))))
@@ -99,7 +100,7 @@ class Passthrough:
             asked.CopyFrom(request)
             asked.model = resolved.model.id
             try:
-                async with route.attempt(resolved) as attempt, route.paid(resolved) as paid:
+                async with route.leased(resolved), route.attempt(resolved) as attempt, route.paid(resolved) as paid:
                     given = await embed(resolved.provider, asked, route.limits())
                     attempt.used(given.usage)
                     paid.used(given.usage)
@@ -114,7 +115,7 @@ class Passthrough:
                 route.failed(resolved, failure)
 
     def _chat_route(self, chat: Chat, namespace: str) -> _Route:
-        candidates = self._candidates(chat.model, tuple(dict.fromkeys(needed(chat))))
+        candidates = self._candidates(namespace, chat.model, tuple(dict.fromkeys(needed(chat))))
         limit_seconds = self._house.model_timeouts.total_seconds
         if chat.HasField("timeout"):
             limit_seconds = min(limit_seconds, duration_ns(chat.timeout) / SECOND)
@@ -122,8 +123,8 @@ class Passthrough:
         payer = _Payer(self._books, Charge(namespace, UsagePurpose.USAGE_PURPOSE_CHAT), lambda: _most_of(chat))
         return _Route(self._house, candidates, limit_seconds, tokens, payer)
 
-    def _candidates(self, name: str, needs: Sequence[str]) -> list[Resolved]:
-        models, house = self._house.models.current, self._house
+    def _candidates(self, namespace: str, name: str, needs: Sequence[str]) -> list[Resolved]:
+        models, house = self._house.models.of(namespace), self._house
         others = models.fallbacks_of(name, house.fallbacks)
         return models.candidates(name, others, needs, house.rng.random())
 
@@ -173,9 +174,10 @@ class _Route:
             now_ns = house.clock.now_ns()
             if now_ns >= self._end_ns:
                 raise self._error or to_error(timed_out("no answer", self._limit_seconds), next(iter(self._models)))
-            match next_attempt(self._policy, self._failures, house.health(), now_ns):
+            match next_attempt(self._policy, self._failures, house.health(self._payer.charge.namespace), now_ns):
                 case Try(endpoint):
-                    return self._models[endpoint]
+                    house.switch.refuse_model(self._payer.charge.namespace, endpoint)
+                    return self._there(endpoint)
                 case WaitUntil(due_ns, is_barred=True):
                     raise self._error or _left_alone(next(iter(self._models)), (due_ns - now_ns) / SECOND)
                 case WaitUntil(due_ns) if due_ns < self._end_ns and not self._is_over_limit:
@@ -183,15 +185,34 @@ class _Route:
                 case WaitUntil() | GiveUp():
                     raise self._error or to_error(timed_out("no answer", self._limit_seconds), next(iter(self._models)))
 
+    def _there(self, endpoint: str) -> Resolved:
+        """The model as it is served now: a reload may have replaced its provider. Raises ModelNotFound."""
+        now = self._house.models.of(self._payer.charge.namespace).models.get(endpoint)
+        if now is None:
+            raise self._error or ModelNotFound(endpoint)
+        self._models[endpoint] = now
+        return now
+
+    def leased(self, resolved: Resolved) -> Lease:
+        """Keep the provider open, to be entered around the call."""
+        return self._house.leases.hold(resolved.provider)
+
     def attempt(self, resolved: Resolved) -> Attempt:
         """Make the attempt at a model, to be entered around the call."""
         name = resolved.model.id
         is_retry = any(failure.endpoint == name for failure in self._failures)
-        return self._house.endpoints.attempt(name, self._end_ns, is_retry=is_retry, tokens=self._tokens)
+        return self._house.endpoints.attempt(
+            resolved.endpoint,
+            self._end_ns,
+            is_retry=is_retry,
+            tokens=self._tokens,
+            namespace=self._payer.charge.namespace,
+        )
 
     def paid(self, resolved: Resolved) -> Paid:
         """Make the entry of an attempt in the books, to be entered around the call."""
         price, payer = price_at(resolved.model, self._house.clock.now_ns()), self._payer
+        self._house.switch.refuse_model(payer.charge.namespace, resolved.model.id)
         return payer.books.attempt(payer.charge, resolved.model.id, price, payer.reserve)
 
     def limits(self) -> ProviderTimeouts:

@@ -27,6 +27,7 @@ from behestd.core.signals import (
     CancelTool,
     ChildEnded,
     Effect,
+    Held,
     ModelBroke,
     ModelEnded,
     Signal,
@@ -38,7 +39,7 @@ from behestd.core.times import SECOND
 from behestd.core.window import Window, compose
 from behestd.errors import BehestError
 from behestd.failpoint import failpoint
-from behestd.providers.ambience import surround, traceparent_of
+from behestd.providers.ambience import surround
 from behestd.providers.catalog import check
 from behestd.providers.failure import ProviderFailure
 from behestd.providers.provider import guarded
@@ -47,7 +48,9 @@ from behestd.runtime.context import Contexts
 from behestd.runtime.health import Attempt
 from behestd.runtime.house import House
 from behestd.runtime.live import Deltas
+from behestd.runtime.pauses import HeldBack
 from behestd.runtime.tool_performer import ToolPerformer
+from behestd.telemetry import w3c
 from behestd.values import dataclass
 
 logger = structlog.get_logger(__name__)
@@ -82,12 +85,10 @@ class AgentCalls(Protocol):
 class Performer:
     """Performs the effects of all runs."""
 
-    __slots__ = ("_agents", "_clock", "_contexts", "_endpoints", "_house", "_models", "_timeouts", "_tools")
+    __slots__ = ("_agents", "_clock", "_contexts", "_endpoints", "_house", "_tools")
 
     def __init__(self, house: House, tools: ToolPerformer, agents: AgentCalls, contexts: Contexts) -> None:
         self._house = house
-        self._models = house.models
-        self._timeouts = house.model_timeouts
         self._clock = house.clock
         self._endpoints = house.endpoints
         self._tools = tools
@@ -115,7 +116,7 @@ class Performer:
             case CallModel():
                 task.tell(await self._call_model(effect, task))
             case CallTool():
-                task.tell(await self._tools.call(effect, task.run, task.deltas, task.trace_id))
+                task.tell(await self._tools.call(effect, task.run, task.deltas, task.trace_id, self._house.switch))
             case CancelTool():
                 if await self._tools.cancel(effect, task.run):
                     task.acknowledge(effect.call_id)
@@ -129,6 +130,8 @@ class Performer:
     async def _summarise(self, effect: Summarise, task: Task) -> Signal:
         try:
             return await summarise(self._house, effect, task.run, task.history)
+        except HeldBack:
+            return Held(effect)
         except Exception:
             logger.exception("summary failed by a fault", run_id=task.run.id, endpoint=effect.endpoint)
             permanent = FailureClass.FAILURE_CLASS_PERMANENT
@@ -137,6 +140,8 @@ class Performer:
     async def _call_agent(self, effect: CallTool, task: Task) -> Signal | None:
         try:
             return await self._agents.call(effect, task)
+        except HeldBack:
+            return Held(effect)
         except Exception:
             logger.exception("call of an agent failed by a fault", run_id=task.run.id)
             text = "a fault of the daemon"
@@ -145,6 +150,8 @@ class Performer:
     async def _call_model(self, effect: CallModel, task: Task) -> Signal:
         try:
             return await self._stream(effect, task)
+        except HeldBack:
+            return Held(effect)
         except ProviderFailure as failure:
             retry_after_ns = int((failure.retry_after_seconds or 0) * SECOND)
             return ModelBroke(
@@ -169,23 +176,28 @@ class Performer:
         if window is None:
             window = compose(task.run, task.history, effect.endpoint)
         chat: Chat = window.chat
-        resolved = self._models.current.resolve(effect.endpoint)
+        resolved = self._house.resolved(task.run, effect.endpoint)
         check(chat, resolved.model)
-        async with self._attempt(effect, task.run, window) as attempt:
-            limits = self._timeouts.within(max(effect.deadline_ns - self._clock.now_ns(), 0) / SECOND)
-            span = f"{task.run.id}\0{effect.step}\0{effect.attempt}"
-            surround(traceparent_of(task.trace_id, span), limits.total_seconds)
+        leased = self._house.leases.hold(resolved.provider)
+        async with leased, self._attempt(effect, task.run, window, resolved.endpoint) as attempt:
+            limits = self._house.model_timeouts.within(max(effect.deadline_ns - self._clock.now_ns(), 0) / SECOND)
+            key, heard = w3c.model_key(task.run.id, effect.step, effect.attempt), False
+            surround(w3c.under(w3c.of_run(task.run.created.traceparent, task.trace_id), key), limits.total_seconds)
             stretch = task.deltas.last
             failpoint("model.before_send", task.run.id)
+            self._house.switch.hold_model(task.run, effect.endpoint)
             async with aclosing(guarded(resolved.provider.stream(chat), limits)) as frames:
                 async for frame in frames:
                     for delta in frame.deltas:
                         stretch.add(delta)
                     if frame.deltas:
                         task.deltas.pulse()
+                        if not heard:
+                            heard = True
+                            self._house.listener.first_delta(task.run, self._clock.now_ns())
                     if frame.HasField("end"):
                         attempt.used(frame.end.usage)
-                        self._learn(effect.endpoint, window.raw_tokens, frame.end)
+                        self._learn(resolved.endpoint, window.raw_tokens, frame.end)
                         return ModelEnded(effect.step, effect.attempt, frame.end)
             raise ProviderFailure("PROVIDER_STREAM_BROKEN", "the answer ended without its end marker")
 
@@ -194,7 +206,9 @@ class Performer:
         if end.usage_source == UsageSource.USAGE_SOURCE_REPORTED:
             self._house.calibration.note(endpoint, estimated, end.usage.input_tokens)
 
-    def _attempt(self, effect: CallModel, run: Run, window: Window) -> Attempt:
+    def _attempt(self, effect: CallModel, run: Run, window: Window, endpoint: str) -> Attempt:
         is_retry = any(failure.endpoint == effect.endpoint for failure in run.step.failures)
         tokens = window.input_tokens if self._endpoints.has_limits else 0
-        return self._endpoints.attempt(effect.endpoint, effect.deadline_ns, is_retry=is_retry, tokens=tokens)
+        return self._endpoints.attempt(
+            endpoint, effect.deadline_ns, is_retry=is_retry, tokens=tokens, namespace=run.created.namespace
+        )

@@ -1,4 +1,4 @@
-"""Tells definitions made under different prices apart, since a price may begin to count while nothing else changes.
+"""Tells definitions of different catalogs or prices apart: a price may begin to count while nothing else changes.
 
 Above: `orders`, which remembers definitions. Below: the catalog of models.
 """
@@ -12,18 +12,21 @@ from behestd.providers.catalog import Snapshot
 
 
 class Epochs:
-    """Counts the prices of a catalog that have begun to count."""
+    """Counts the catalogs of namespaces, and in each the prices that have begun to count."""
 
-    __slots__ = ("_models", "_times_ns")
+    __slots__ = ("_catalogs", "_known")
 
     def __init__(self) -> None:
-        self._models: Snapshot | None = None
-        self._times_ns: list[int] = []
+        self._catalogs = 0
+        self._known: dict[str, tuple[Snapshot, int, list[int]]] = {}
+        """Of each namespace its catalog, the number of that, and when the prices in it begin to count."""
 
-    def of(self, models: Snapshot, now_ns: int) -> int:
-        """How many dated prices count at a time: a number that changes whenever a price does."""
-        if models is not self._models:
+    def of(self, namespace: str, models: Snapshot, now_ns: int) -> tuple[int, int]:
+        """The number of a catalog, and how many dated prices count at a time: a pair that changes with either."""
+        known = self._known.get(namespace)
+        if known is None or known[0] is not models:
             prices = (price for model in models.models.values() for price in model.model.prices)
-            self._times_ns = sorted(nanoseconds(price.effective_time) for price in prices)
-            self._models = models
-        return bisect_right(self._times_ns, now_ns)
+            times_ns = sorted(nanoseconds(price.effective_time) for price in prices)
+            self._catalogs += 1
+            known = self._known[namespace] = models, self._catalogs, times_ns
+        return known[1], bisect_right(known[2], now_ns)

@@ -6,6 +6,7 @@ Above: `registry`. Below: the two kinds of servers, `dialled` and `attached`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import sha256
 
 from behest.v1.registry_service_pb2 import AttachHello
 from behest.v1.server_pb2 import Server, ServerOffer
@@ -13,7 +14,9 @@ from behestd.errors import AlreadyExists
 from behestd.providers.listing import kept
 from behestd.runtime.attached import Attached
 from behestd.runtime.dialled import Dialled
+from behestd.wire.pin import IdentityChanged
 
+CONFIGURED_NAMESPACE = "default"
 _OUTPUT_ONLY = (
     "id",
     "configured",
@@ -25,6 +28,7 @@ _OUTPUT_ONLY = (
     "create_time",
     "update_time",
     "seen_time",
+    "identity",
 )
 
 Registered = Dialled | Attached
@@ -51,6 +55,14 @@ def asked_of(server: Server) -> Server:
     made.CopyFrom(server)
     for name in _OUTPUT_ONLY:
         made.ClearField(name)  # type: ignore[arg-type]  # a name of a field, as above
+    return made
+
+
+def configured_of(server: Server) -> Server:
+    """The registration of a server that the configuration names: its id follows from the name."""
+    made = asked_of(server)
+    made.configured = True
+    made.id = "srv_" + sha256(f"{CONFIGURED_NAMESPACE}\0{server.name}".encode()).hexdigest()[:32]
     return made
 
 
@@ -86,7 +98,8 @@ def may_replace(old: Registered, asked: Server, owner: Owner, replace: bool) -> 
         raise ServerNameTaken(old.name, "is in the configuration")
     check_owner(old, owner)
     if asked_of(old.registration) == asked:
-        return True
+        # The same again, with `replace`, is the word that another certificate is meant.
+        return not (replace and isinstance(old.error, IdentityChanged))
     if not replace:
         raise ServerNameTaken(old.name, "has another registration; replace it")
     return False

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Set
-from hashlib import sha256
 
 import structlog
 
@@ -33,11 +32,13 @@ from behestd.runtime.dialled import Dialled, Dialling, Listing
 from behestd.runtime.house import House
 from behestd.runtime.offers import KIND, MODELS_KIND, TOOLS_KIND, Offers, deletes_of, listing_of, puts_of
 from behestd.runtime.registration import (
+    CONFIGURED_NAMESPACE,
     Owner,
     Registered,
     ServerNameTaken,
     asked_of,
     check_owner,
+    configured_of,
     kept_of,
     may_replace,
     with_offers_of,
@@ -49,7 +50,6 @@ logger = structlog.get_logger(__name__)
 
 MAX_SERVERS = 1_000
 """Most servers of a namespace."""
-CONFIGURED_NAMESPACE = "default"
 _ALL = 1_000_000
 _ATTACHED = ServerConnection.SERVER_CONNECTION_ATTACHED
 
@@ -65,7 +65,7 @@ class Registry:
         """`came_back` hears of each server that attaches, and of the keys of calls that it holds."""
         self.came_back = came_back
         self._house = house
-        self._dialling = dialling
+        self.dialling = dialling
         self._offers = Offers(house)
         self._servers: dict[str, dict[str, Registered]] = {}
         self._tasks: asyncio.TaskGroup | None = None
@@ -74,17 +74,14 @@ class Registry:
         self._is_draining = False
         # A registration waits for its server in the middle, and no other one may come between. An owner with an inbox
         # would be the same lock with a queue.
-        self._lock = asyncio.Lock()
+        self.lock = asyncio.Lock()
 
     # --- life ---
 
     async def load(self) -> None:
         """Take up what is configured and what is recorded, with what was last listed. Nothing is dialled yet."""
-        for server in self._dialling.configured:
-            made = asked_of(server)
-            made.configured = True
-            made.id = "srv_" + sha256(f"{CONFIGURED_NAMESPACE}\0{server.name}".encode()).hexdigest()[:32]
-            await self._load(CONFIGURED_NAMESPACE, made)
+        for server in self.dialling.configured:
+            await self._load(CONFIGURED_NAMESPACE, configured_of(server))
         for record in await self._house.log.store.records("", KIND, limit=_ALL):
             server = Server.FromString(record.body)
             if server.name in self._servers.get(record.namespace, {}):
@@ -106,7 +103,7 @@ class Registry:
     def _dialled(self, namespace: str, server: Server, listing: Listing) -> Dialled:
         """Take up a dialled server, with what it listed last."""
         try:
-            made = Dialled(namespace, server, self._dialling.dial(server, self._house.tools.validators), listing)
+            made = Dialled(namespace, server, self.dialling.dial(server, self._house.tools.validators), listing)
             self._offers.put(made)
         except BehestError as error:
             logger.warning("server not taken up", server=server.name, reason=error.reason)
@@ -145,15 +142,19 @@ class Registry:
 
         From then on attached servers can come back, and their windows are open.
         """
+        await self.tried(seconds)
+        for server in self._all():
+            if isinstance(server, Attached):
+                server.open_window(self._house.limits.reconnect_seconds)
+
+    async def tried(self, seconds: float) -> None:
+        """Wait until every server was reached or was not, but not longer than that."""
         try:
             async with asyncio.timeout(seconds):
                 for server in list(self._all()):
                     await server.tried.wait()
         except TimeoutError:
             logger.warning("some servers are not reached yet")
-        for server in self._all():
-            if isinstance(server, Attached):
-                server.open_window(self._house.limits.reconnect_seconds)
 
     def drain(self) -> None:
         """Attach no more servers, and send no more calls to those that are attached. Idempotent."""
@@ -181,6 +182,45 @@ class Registry:
     def _all(self) -> Iterator[Registered]:
         return (server for servers in self._servers.values() for server in servers.values())
 
+    # --- reloading ---
+
+    def prepare(self, dialling: Dialling) -> Callable[[], None]:
+        """Dial other servers of the configuration, under the lock; what is returned puts them in the place of those.
+
+        A server of which nothing has changed stays as it is. Raises EndpointRefused, and InvalidRequest for TLS.
+        """
+        there = self._servers.setdefault(CONFIGURED_NAMESPACE, {})
+        wanted = {server.name: configured_of(server) for server in dialling.configured}
+        made: list[Dialled] = []
+        for name, server in wanted.items():
+            old, link = there.get(name), dialling.link(server)
+            if not (isinstance(old, Dialled) and old.is_as(server, link)):
+                remote = dialling.connect(link, self._house.tools.validators)
+                listing = old.listing if isinstance(old, Dialled) else Listing()
+                made.append(Dialled(CONFIGURED_NAMESPACE, server, remote, listing))
+        gone = [name for name, old in there.items() if old.registration.configured and name not in wanted]
+
+        def swap() -> None:
+            self.dialling = dialling
+            for name in (*gone, *(each.name for each in made)):
+                if (old := there.pop(name, None)) is not None:
+                    self._offers.remove(old)
+                    self._let_go(old)
+            for each in made:
+                there[each.name] = each
+                self._take_up(each)
+                self._keep(each)
+
+        return swap
+
+    def _take_up(self, server: Dialled) -> None:
+        """Offer what a server listed last, if that can be."""
+        try:
+            self._offers.put(server)
+        except BehestError as error:
+            logger.warning("offers of a server not taken up", server=server.name, reason=error.reason)
+            server.error = error
+
     # --- finding ---
 
     def find(self, namespace: str, server_id: str) -> Registered:
@@ -205,7 +245,7 @@ class Registry:
 
         Raises ServerNameTaken, EndpointRefused, InvalidRequest and ToolNameTaken of its tools, Exhausted, StorageFull.
         """
-        async with self._lock:
+        async with self.lock:
             old = self.named(namespace, wanted.name)
             asked = asked_of(wanted)
             if old is not None and may_replace(old, asked, owner, replace):
@@ -213,7 +253,7 @@ class Registry:
             self._stamp(namespace, asked, old, owner)
             if asked.connection == _ATTACHED:
                 return await self._register_attached(namespace, asked, old), False
-            remote = self._dialling.dial(asked, self._house.tools.validators)
+            remote = self.dialling.dial(asked, self._house.tools.validators)
             made = Dialled(namespace, asked, remote, old.listing if isinstance(old, Dialled) else Listing())
             try:
                 await self._reach(made)
@@ -254,7 +294,7 @@ class Registry:
 
         Raises Draining, ServerNameTaken, InvalidRequest and ToolNameTaken of its tools, Exhausted, StorageFull.
         """
-        async with self._lock:
+        async with self.lock:
             if self._is_draining:
                 raise Draining
             old = self.named(namespace, hello.server_name)
@@ -294,7 +334,7 @@ class Registry:
 
     async def unregister(self, namespace: str, server_id: str, owner: Owner) -> None:
         """Remove a registration. No error when there is none. Raises WrongState for a configured one, Forbidden."""
-        async with self._lock:
+        async with self.lock:
             servers = self._servers.get(namespace, {})
             server = next((server for server in servers.values() if server.registration.id == server_id), None)
             if server is None:
@@ -318,19 +358,20 @@ class Registry:
             self._offers.put(made)
             return
         self._offers.put(made, listing)
+        made.know()
         made.reached(self._house.clock.now_ns())
 
     async def _learn(self, server: Dialled, listing: Listing) -> None:
         """Take what a server lists now, if that has changed."""
-        async with self._lock:
+        async with self.lock:
             if self.named(server.namespace, server.name) is not server:
                 return
             is_known = listing == server.listing
-            if is_known and server.is_offered:
-                return
-            self._offers.put(server, listing)
-            if not is_known:
-                await self._commit(Change(puts=tuple(puts_of(server))))
+            is_met = server.know()
+            if not is_known or not server.is_offered:
+                self._offers.put(server, listing)
+            if not is_known or is_met:
+                await self._record(server)
 
     def _delist(self, server: Attached) -> None:
         """List nothing of a server any more that did not come back."""

@@ -1,13 +1,15 @@
-"""Places for tool calls: so many of all runs at once, and no run may hold more than half of them.
+"""Places for tool calls: so many of all runs at once, no run may hold more than half of them, no namespace all.
 
-Above: the tool performer. A place that becomes free goes to the waiting run that holds fewest, so neither one run with
-slow tools nor many calls of one turn keep the tools of another run from starting. Plain data on one loop.
+Above: the tool performer. A place that becomes free goes to the namespace that holds fewest, and of its waiting runs to
+the one that does, so neither one run with slow tools, nor many calls of one turn, nor a namespace with many runs keep
+the tools of another one from starting. Plain data on one loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -33,10 +35,13 @@ class Statistics:
 class Slots:
     """The places. Whoever took one gives it back."""
 
-    def __init__(self, total: int) -> None:
-        self._free = total
+    def __init__(self, total: int, share: Callable[[int], int] = lambda total: total) -> None:
+        """`share` tells how many of so many places one namespace may hold."""
+        self._total = self._free = total
         self._share = max(1, total // 2)
+        self._share_of_all = share
         self._held: Counter[Key] = Counter()
+        self._of_namespace: Counter[str] = Counter()
         self._waiting: OrderedDict[Key, OrderedDict[str, asyncio.Future[Turn]]] = OrderedDict()
 
     async def take(self, run: Key, call: str, seconds: float) -> Turn:
@@ -64,6 +69,20 @@ class Slots:
         self._held[run] -= 1
         if not self._held[run]:
             del self._held[run]
+        self._of_namespace[run[0]] -= 1
+        if not self._of_namespace[run[0]]:
+            del self._of_namespace[run[0]]
+        self._hand_out()
+
+    def resize(self, total: int) -> None:
+        """Have so many places from now on. Those that are held stay held, even where it is too many."""
+        self._free += total - self._total
+        self._total = total
+        self._share = max(1, total // 2)
+        self._hand_out()
+
+    def _hand_out(self) -> None:
+        """Give the free places to those who wait."""
         while (next_run := self._next()) is not None:
             _, turn = self._waiting[next_run].popitem(last=False)
             self._put_last(next_run)
@@ -89,16 +108,21 @@ class Slots:
         return Statistics(self._held.total(), sum(len(calls) for calls in self._waiting.values()))
 
     def _has_place(self, run: Key) -> bool:
-        return self._free > 0 and self._held[run] < self._share
+        is_left = self._free > 0 and self._held[run] < self._share
+        return is_left and self._of_namespace[run[0]] < self._share_of_all(self._total)
 
     def _hold(self, run: Key) -> None:
         self._free -= 1
         self._held[run] += 1
+        self._of_namespace[run[0]] += 1
 
     def _next(self) -> Key | None:
-        """The waiting run that may have the next place: of those that hold fewest the one that waits longest."""
+        """The waiting run that may have the next place.
+
+        Of those whose namespace holds fewest, and who hold fewest themselves, the one that waits longest.
+        """
         runs = [run for run in self._waiting if self._has_place(run)]
-        return min(runs, key=lambda run: self._held[run], default=None)
+        return min(runs, key=lambda run: (self._of_namespace[run[0]], self._held[run]), default=None)
 
     def _put_last(self, run: Key) -> None:
         if self._waiting[run]:

@@ -13,13 +13,12 @@ from collections.abc import Callable
 import structlog
 
 from behest.v1.message_pb2 import Message
-from behest.v1.run_state_pb2 import CancelCause, CancelMode, RunState, SessionPolicy
-from behestd.core.signals import Cancel, Signal
+from behest.v1.run_state_pb2 import RunState, SessionPolicy
+from behestd.core.signals import Signal, Wake
 from behestd.core.state import Run
 from behestd.errors import (
     BehestError,
     Draining,
-    Overloaded,
     RequestIdReused,
     RunIdTaken,
     RunNotFound,
@@ -46,6 +45,7 @@ from behestd.runtime.gate import Gates, Key, Session
 from behestd.runtime.house import House
 from behestd.runtime.performer import Performer
 from behestd.runtime.reading import history_of
+from behestd.telemetry import about, w3c
 from behestd.values import dataclass
 
 logger = structlog.get_logger(__name__)
@@ -69,7 +69,7 @@ class Supervisor:
         self._house = house
         self._performer = performer
         self._drivers: dict[Key, Driver] = {}
-        self._gates = Gates(house.limits.active_runs)
+        self._gates = Gates(lambda: house.limits.active_runs, house.intake.quotas.active_of)
         self._creating: dict[Key, asyncio.Event] = {}
         self._tasks: asyncio.TaskGroup | None = None
         self._is_draining = False
@@ -163,9 +163,8 @@ class Supervisor:
         if self._is_draining:
             raise Draining
         # A child run goes on with work that was accepted: it is not shed, and its parent holds a place while it waits.
-        is_full = len(self._drivers) >= self._house.limits.active_runs + self._house.limits.queued_runs
-        if is_full and order.parent is None:
-            raise Overloaded("queued runs", self._house.limits.queued_runs)
+        if order.parent is None:
+            self._house.intake.check(order.namespace, order.principal)
         session = (order.namespace, order.session_id)
         gate = await self._gate(order)
         if (order.namespace, order.run_id) in self._drivers or order.run_id in (gate.active, *gate.queue):
@@ -198,7 +197,7 @@ class Supervisor:
         limits = self._house.limits
         if not gate.active:
             gate.active = order.run_id
-            return self._gates.has_room or order.parent is not None
+            return self._gates.has_room(order.namespace) or order.parent is not None
         if order.policy == SessionPolicy.SESSION_POLICY_REJECT:
             raise SessionBusy(order.session_id, gate.active)
         if len(gate.queue) >= limits.session_queue:
@@ -257,11 +256,14 @@ class Supervisor:
             raise RunIdTaken(birth.run.id)
         self._drivers[key] = driver
         self._house.kin.saw(birth.run)
+        self._house.intake.began(key[0], birth.run.created.principal)
         self._house.ledger.enter(birth.run)
         self._tasks.create_task(self._drive(key, driver))
         return driver
 
     async def _drive(self, key: Key, driver: Driver) -> None:
+        created = driver.run.created
+        about.say(key[1], created.session_id, w3c.trace_id(created.traceparent))
         try:
             await driver.live()
         except Lost:
@@ -283,8 +285,11 @@ class Supervisor:
     def _end(self, key: Key, driver: Driver) -> None:
         """Forget a driver, and let the next run in."""
         del self._drivers[key]
+        self._house.listener.gone(driver.run)
         self._house.kin.gone(driver.run)
+        self._house.intake.ended(key[0], driver.run.created.principal)
         self._house.ledger.leave(driver.run)
+        self._house.leases.unpin(key)
         self._quiet.set()
         session = (key[0], driver.run.created.session_id)
         if not driver.is_born:
@@ -334,7 +339,7 @@ class Supervisor:
         # One that is still on its way into being comes here by itself.
         if self._is_draining or key not in self._drivers:
             return
-        if self._gates.has_room:
+        if self._gates.has_room(key[0]):
             self._start(key)
         else:
             self._gates.line_up(key)
@@ -389,12 +394,7 @@ class Supervisor:
             driver = self.driver(namespace, run_id) or await self._adoption.adopt(row)
         return await driver.ask(signal)
 
-    def cancel_later(self, namespace: str, run_id: str, seconds: float) -> None:
-        """Cancel a run whose client went away, after a while. Nothing happens when it has ended by then."""
-
-        def cancel() -> None:
-            driver = self.driver(namespace, run_id)
-            if driver is not None:
-                driver.tell(Cancel(CancelMode.CANCEL_MODE_GRACEFUL, CancelCause.CANCEL_CAUSE_DISCONNECT))
-
-        asyncio.get_running_loop().call_later(seconds, cancel)
+    def wake(self) -> None:
+        """Have every run look again whether it can go on."""
+        for driver in self._drivers.values():
+            driver.tell(Wake())

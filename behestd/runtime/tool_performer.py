@@ -11,7 +11,6 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from hashlib import sha256
 
 import structlog
 
@@ -20,7 +19,7 @@ from behest.v1.message_pb2 import Part, TextPart, ToolResult
 from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.tool_pb2 import Executed, Progress
 from behestd.core.calls import REDOABLE
-from behestd.core.signals import AskStatus, CallTool, CancelTool, Signal, StatusKnown, ToolBroke, ToolEnded
+from behestd.core.signals import AskStatus, CallTool, CancelTool, Held, Signal, StatusKnown, ToolBroke, ToolEnded
 from behestd.core.state import Call as CallState
 from behestd.core.state import Phase, Run
 from behestd.core.times import SECOND, nanoseconds
@@ -29,7 +28,9 @@ from behestd.failpoint import failpoint
 from behestd.runtime.artifacts import Artifacts
 from behestd.runtime.clock import Clock
 from behestd.runtime.live import Deltas
+from behestd.runtime.pauses import HeldBack, Switch
 from behestd.runtime.slots import Slots, Turn
+from behestd.telemetry import w3c
 from behestd.tools.catalog import Catalog
 from behestd.tools.policy import timeouts
 from behestd.tools.tool import (
@@ -72,15 +73,19 @@ class ToolPerformer:
 
     __slots__ = ("_artifacts", "_catalog", "_clock", "_slots", "leftovers")
 
-    def __init__(self, catalog: Catalog, artifacts: Artifacts, clock: Clock, slots: int) -> None:
+    def __init__(self, catalog: Catalog, artifacts: Artifacts, clock: Clock, slots: Slots) -> None:
         self._catalog = catalog
         self._artifacts = artifacts
         self._clock = clock
-        self._slots = Slots(slots)
+        self._slots = slots
         self.leftovers: asyncio.Queue[Leftover] = asyncio.Queue()
 
-    async def call(self, effect: CallTool, run: Run, deltas: Deltas, trace_id: str = "") -> Signal:
-        """Make one attempt, as part of a trace."""
+    def set_slots(self, slots: int) -> None:
+        """Perform so many calls at once from now on."""
+        self._slots.resize(slots)
+
+    async def call(self, effect: CallTool, run: Run, deltas: Deltas, trace_id: str, switch: Switch) -> Signal:
+        """Make one attempt, as part of a trace, unless the switch is set by the time that it would leave."""
         state = run.call(effect.call_id)
         assert state is not None
         begun = time.monotonic_ns()
@@ -95,10 +100,14 @@ class ToolPerformer:
             executor = self._executor(run, state)
             async with self._place(run, state):
                 failpoint("tool.before_send", run.id)
+                if not _is_resumed(run, state):
+                    switch.hold_call(run, state)
                 answer = await executor.call(self._attempt(run, state, trace_id), show)
             failpoint("tool.after_send", run.id)
             elapsed_ns = time.monotonic_ns() - begun
             return await self._ended(effect, run, state, answer, elapsed_ns)
+        except HeldBack:
+            return Held(effect)
         except ToolFailure as failure:
             if failure.late is not None:
                 self._leave(run, state, failure.late)
@@ -210,7 +219,9 @@ class ToolPerformer:
             side_effect=started.side_effect,
             tool_hash=started.tool_hash,
             deadline_ns=nanoseconds(started.deadline),
-            traceparent=_traceparent(trace_id, started.key, state.attempt),
+            traceparent=w3c.under(
+                w3c.of_run(run.created.traceparent, trace_id), w3c.tool_key(started.key, state.attempt)
+            ),
             timeouts=self._timeouts(run, state),
             wants_late=started.side_effect not in REDOABLE,
             resumed_lease=started.lease_id if _is_resumed(run, state) else None,
@@ -309,12 +320,6 @@ class ToolPerformer:
 
 def _show_nobody(_progress: Progress) -> None:
     """Show no progress: a watcher of a run that waits has no open step to show it in."""
-
-
-def _traceparent(trace_id: str, key: str, attempt: int) -> str:
-    """The W3C trace context of an attempt, whose span is named by its key. Empty: the run is part of no trace."""
-    span_id = sha256(f"{key}\0{attempt}".encode()).hexdigest()[:16]
-    return f"00-{trace_id}-{span_id}-01" if trace_id else ""
 
 
 def _is_resumed(run: Run, state: CallState) -> bool:

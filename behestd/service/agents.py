@@ -65,7 +65,7 @@ class AgentDefinitions:
         known = await records.earlier(self._log, call.namespace, request.request_id, digest)
         if known:
             return pb.CreateAgentResponse(agent=await self._made(call.namespace, known), replayed=True)
-        checks.check_agent(request.agent, self._house.models.current, self._house.sources)
+        checks.check_agent(request.agent, self._house.models.of(call.namespace), self._house.sources)
         agent = Agent()
         agent.CopyFrom(request.agent)
         agent.id = request.agent.id or self._house.ids.make("agt")
@@ -127,7 +127,7 @@ class AgentDefinitions:
             new = records.changed(old, given, paths)
             if old.is_default and not new.is_default:
                 raise InvalidRequest("agent.is_default", "cannot be cleared; set it on another agent")
-            checks.check_agent(new, self._house.models.current, self._house.sources)
+            checks.check_agent(new, self._house.models.of(call.namespace), self._house.sources)
             if new == old:
                 return pb.UpdateAgentResponse(agent=old)
             outcome = await self._write(call.namespace, _Step(old, new))

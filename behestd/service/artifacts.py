@@ -19,6 +19,7 @@ from behestd.errors import ArtifactNotFound, InvalidRequest, SessionNotFound, St
 from behestd.log.store import SESSION_KIND, Full, Record, RecordChanged, RequestTaken
 from behestd.runtime.artifacts import KIND, Artifacts, Promise
 from behestd.runtime.house import House
+from behestd.runtime.quotas_stored import StoredBytes
 from behestd.service import artifact_checks as checks
 from behestd.service import records
 from behestd.service.call import Call, Requests
@@ -39,6 +40,7 @@ class ArtifactFiles:
         self._house = house
         self._log = house.log
         self._artifacts = artifacts
+        self._stored = StoredBytes(house)
 
     def handlers(self) -> Mapping[str, Handler]:
         """The handlers by full name."""
@@ -73,9 +75,13 @@ class ArtifactFiles:
             session_id=header.session_id, name=header.name, media_type=header.media_type, labels=header.labels
         )
         request = (header.request_id, digest) if header.request_id else None
-        promise = Promise(header.sha256, self._house.limits.artifact_bytes)
-        with within("header", ChecksumMismatch):
-            artifact, outcome = await self._artifacts.write(call.namespace, about, content, promise, request)
+        left_bytes = await self._stored.left(call.namespace, self._house.limits.artifact_bytes)
+        promise = Promise(header.sha256, left_bytes)
+        try:
+            with within("header", ChecksumMismatch):
+                artifact, outcome = await self._artifacts.write(call.namespace, about, content, promise, request)
+        except TooLarge as error:
+            raise self._stored.refusal(call.namespace, error, left_bytes) from None
         if isinstance(outcome, Full):
             raise StorageFull
         if isinstance(outcome, RequestTaken):
@@ -83,6 +89,7 @@ class ArtifactFiles:
             return await self._written(call, target, replayed=True)
         if isinstance(outcome, RecordChanged):
             raise SessionNotFound(header.session_id)
+        self._stored.added(call.namespace, artifact.size_bytes)
         return await self._written(call, artifact.id, replayed=False)
 
     async def read_artifact(self, request: pb.ReadArtifactRequest, call: Call) -> None:

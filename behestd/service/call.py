@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from behestd.errors import InvalidRequest, WatchStalled
+from behestd.errors import BehestError, InvalidRequest, WatchStalled
 from behestd.service.scopes import NOBODY
+from behestd.telemetry import w3c
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -49,6 +50,11 @@ class Patience:
         """Say that it is over."""
         self._since = None
 
+    @property
+    def is_waiting(self) -> bool:
+        """Tell whether a wait has begun and not ended."""
+        return self._since is not None
+
     def close(self) -> None:
         """Let the timer go. Idempotent."""
         if self._timer is not None:
@@ -67,26 +73,42 @@ class Patience:
             self._task.cancel()
 
 
+class Exchange:
+    """What was said in a call that is to be recorded, as far as that is one message each."""
+
+    __slots__ = ("is_recorded", "reply", "request", "targets")
+
+    def __init__(self) -> None:
+        self.request: Message | None = None
+        self.reply: Message | None = None
+        self.targets: dict[str, str] = {}
+        """Ids of things that neither message names."""
+        self.is_recorded = False
+
+
 class Call:
     """A call being answered. Lives as long as its handler; not to be kept."""
 
-    __slots__ = ("_context", "_has_begun", "_is_gone", "_patience", "_task", "caller")
+    __slots__ = ("_context", "_ending", "_has_begun", "_is_cut", "_is_gone", "_patience", "_task", "caller", "exchange")
 
     def __init__(self, context: grpc.aio.ServicerContext[Any, Any], write_timeout_seconds: float) -> None:
         task = asyncio.current_task()
         if task is None:
             raise RuntimeError("a call is answered in a task")
         self.caller = NOBODY
+        self.exchange: Exchange | None = None
         self._context = context
         self._task = task
         self._has_begun = False
         self._is_gone = False
+        self._ending: BehestError | None = None
+        self._is_cut = False
         self._patience = Patience(task, write_timeout_seconds)
 
     @property
     def is_over(self) -> bool:
         """Tell whether nobody waits for an answer any more: the client left, its deadline passed, or we stop."""
-        return self._is_gone or self._task.cancelling() > 0
+        return self._is_gone or self._task.cancelling() > 0 or self._ending is not None
 
     @property
     def namespace(self) -> str:
@@ -104,20 +126,34 @@ class Call:
         return dict(self._context.invocation_metadata() or ())
 
     @property
+    def peer(self) -> str:
+        """Where the client is, as gRPC names it."""
+        return str(self._context.peer())
+
+    def names(self, **targets: str) -> None:
+        """Say what a call is about that its messages do not name, for the audit."""
+        if self.exchange is not None:
+            self.exchange.targets |= targets
+
+    @property
     def traceparent(self) -> str:
         """The trace that the call is part of, as W3C trace context. Empty: none."""
         value = self.metadata.get("traceparent", "")
-        return value if isinstance(value, str) else ""
+        return w3c.valid(value) if isinstance(value, str) else ""
 
     async def send_initial_metadata(self, **values: str) -> None:
         """Send metadata before the first frame, at most once; underscores become hyphens."""
         self._has_begun = True
         pairs = tuple((key.replace("_", "-"), value) for key, value in values.items())
+        self._patience.begin()
         try:
             await self._context.send_initial_metadata(pairs)
         except grpc.aio.InternalError:
             self._is_gone = True
             raise asyncio.CancelledError from None
+        finally:
+            self._patience.end()
+        self._end_here()
 
     async def confirm_end(self) -> None:
         """Make sure that requests have ended because the client said so. Raises CancelledError when it went away.
@@ -151,10 +187,41 @@ class Call:
             raise asyncio.CancelledError from None
         finally:
             self._patience.end()
+        self._end_here()
 
     async def send(self, message: Message) -> None:
         """Encode a message and write it."""
         await self.write(message.SerializeToString())
+
+    def end(self, why: BehestError) -> None:
+        """End the call from outside, with an error: its handler sees a cancellation. The first reason counts.
+
+        What is being sent is sent first: a status behind a write that was cut never leaves.
+        """
+        if self._ending is None:
+            self._ending = why
+            if not self._patience.is_waiting:
+                self._cut()
+
+    def ending(self) -> BehestError | None:
+        """Take the error that the call was ended with from outside; the cancellation that came with it is over then."""
+        why, self._ending = self._ending, None
+        if self._is_cut:
+            self._is_cut = False
+            self._task.uncancel()
+        return why
+
+    def _cut(self) -> None:
+        self._is_cut = True
+        self._task.cancel()
+
+    def _end_here(self) -> None:
+        """Stop the sender when the call was ended while it sent."""
+        if self._ending is None:
+            return
+        if asyncio.current_task() is not self._task and not self._is_cut:
+            self._cut()
+        raise asyncio.CancelledError
 
     def close(self) -> None:
         """Let go of what the call holds."""

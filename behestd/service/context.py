@@ -84,7 +84,8 @@ class ContextPreviews:
 
     async def _gathered(self, run: Run, call: Call) -> Gathered:
         """Ask the sources of the run's first step. Raises SourceFailure for one that must not fail."""
-        definition, calibration = run.definition, self._house.calibration.ratios
+        definition = run.definition
+        calibration = self._house.calibration.ratios(run.created.namespace)
         if not asked(definition):
             return planned(definition, calibration)
         question = pb.ProvideContextRequest(

@@ -21,15 +21,18 @@ from behestd.service.approvals import ApprovalRequests
 from behestd.service.artifacts import ArtifactFiles
 from behestd.service.chat import Chats
 from behestd.service.compaction import SessionCompaction
+from behestd.service.configuration import ConfigurationInForce
 from behestd.service.context import ContextPreviews
 from behestd.service.daemon_info import Controls, DaemonInfo
 from behestd.service.embeddings import Embeddings
 from behestd.service.events import Events
 from behestd.service.methods import Handler
 from behestd.service.models import Models
+from behestd.service.pauses import PauseSwitch
 from behestd.service.registry import Servers
 from behestd.service.runs import Runs
 from behestd.service.session_data import SessionData
+from behestd.service.session_files import SessionFiles
 from behestd.service.sessions import Sessions
 from behestd.service.settings import Settings
 from behestd.service.tool_calls import ToolCalls
@@ -47,6 +50,7 @@ class Parts:
     orders: Orders
     agents: Agents
     artifacts: Artifacts
+    approvals: Approvals
     admission: Admission
     watches: Watches
     edge: Settings
@@ -59,21 +63,23 @@ class Parts:
 
 def handlers(parts: Parts) -> Mapping[str, Handler]:
     """The handlers of every service, by full method name."""
-    allows_own = parts.controls.is_local or parts.house.operator.own_approvals
     services = (
         AgentDefinitions(parts.house, parts.agents),
-        ApprovalRequests(Approvals(parts.house.log.store, parts.supervisor, allows_own=allows_own)),
+        ApprovalRequests(parts.approvals),
         ArtifactFiles(parts.house, parts.artifacts),
         Chats(parts.passthrough),
         ContextPreviews(parts.house, parts.orders, parts.contexts, parts.admission, parts.edge),
+        ConfigurationInForce(parts.controls.reloading),
         DaemonInfo(parts.house, parts.supervisor, parts.calls, parts.edge, parts.controls),
         Embeddings(parts.passthrough, parts.edge),
         Events(parts.house.log, parts.watches),
         Models(parts.house),
+        PauseSwitch(parts.house, parts.supervisor),
         Runs(parts.house, parts.supervisor, parts.orders, parts.admission, parts.watches),
         Servers(parts.house, parts.registry, parts.edge),
         SessionCompaction(parts.house, parts.agents),
         SessionData(parts.house),
+        SessionFiles(parts.house, parts.artifacts),
         Sessions(parts.house, parts.supervisor, parts.agents, parts.artifacts),
         ToolCalls(parts.house.log.store, parts.supervisor),
         Tools(parts.house, parts.calls, parts.edge),

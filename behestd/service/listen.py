@@ -1,6 +1,6 @@
 """Where the daemon listens: addresses, and Unix sockets that others left behind.
 
-Above it is `server`; below it the system. An address is `HOST:PORT` or `unix:PATH`. Without credentials only
+Above it is `server`; below it the system. An address is `HOST:PORT` or `unix:PATH`. Without TLS and credentials only
 local ones are allowed: loopback, or a socket whose file's owner and group are the authority.
 """
 
@@ -24,7 +24,7 @@ class AddressUnusable(OSError):
 
 
 class AddressRefused(ValueError):
-    """Raised when an address makes no sense, or is not local and no credentials are set. Ends with 78."""
+    """Raised when an address makes no sense, or is not local without TLS and credentials. Ends with 78."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,13 @@ def parse(text: str) -> Address:
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise AddressRefused(f"address {text!r} is neither HOST:PORT nor unix:PATH")
     return Address(host=host, port=int(port))
+
+
+def check_open(address: Address, *, has_tls: bool, has_credentials: bool) -> None:
+    """See that an address which others can reach may be listened on. Raises AddressRefused."""
+    missing = [what for what, is_there in (("TLS", has_tls), ("credentials", has_credentials)) if not is_there]
+    if missing and not address.is_local:
+        raise AddressRefused(f"{address} is not local: it needs {' and '.join(missing)}")
 
 
 def clear_stale_socket(path: str) -> None:

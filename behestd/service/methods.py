@@ -12,23 +12,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import grpc
 from google.protobuf import descriptor_pool, message_factory
 from google.protobuf.message import Message
 
-from behestd.errors import BehestError, TimedOut, Unsupported
-from behestd.service.call import Call, Requests, decode
-from behestd.service.scopes import RULES, authorise
+from behestd.errors import BehestError, Cancelled, TimedOut, Unsupported
+from behestd.service.call import Call, Exchange, Requests, decode
+from behestd.service.scopes import RULES, Audit, Load, authorise
 from behestd.service.status import abort, internal, is_fault
 
 if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
 
     from behestd.service.admission import Admission
+    from behestd.service.audit import Trail
+    from behestd.service.open_calls import OpenCalls
     from behestd.service.scopes import Caller
     from behestd.service.settings import Settings
 
@@ -44,6 +47,18 @@ Handler = Callable[[Any, Call], Awaitable[Message | bytes | None]]
 or None when the method answers by a stream, which it writes itself."""
 
 
+class Observer(Protocol):
+    """Hears of each call once, when it has been answered and before its status leaves."""
+
+    def ended(self, method: str, call: Call, failure: BehestError | None, seconds: float) -> None:
+        """Take note of a call: `/package.Service/Method`, how it failed (None: it did not), how long it took.
+
+        A call whose client left or whose deadline passed has the reason TRANSPORT_CANCELLED. Called in the order of the
+        ends, on the loop: it must neither wait nor raise.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class House:
     """What all methods share."""
@@ -51,16 +66,23 @@ class House:
     settings: Settings
     admission: Admission
     authenticate: Authenticate
+    observers: Sequence[Observer] = ()
+    open_calls: OpenCalls | None = None
+    """Keeps streams in sight whose callers have credentials. None: no caller has."""
+    trail: Trail | None = None
+    """Records calls for the audit. None: nobody does."""
 
 
 class Method:
     """One method with its handler, as gRPC calls it."""
 
     __slots__ = (
+        "_audit",
         "_default_seconds",
         "_handler",
         "_house",
         "_is_request_stream",
+        "_is_response_stream",
         "_loads",
         "_name",
         "_parse",
@@ -74,53 +96,99 @@ class Method:
         self._handler = handler
         self._house = house
         self._scope = rule.scope
-        self._loads = rule.loads
+        self._audit = rule.audit if house.trail is not None else Audit.NONE
+        self._loads = rule.loads if is_unary else (*rule.loads, Load.STREAM)
         self._is_request_stream = descriptor.client_streaming
+        self._is_response_stream = descriptor.server_streaming
         self._default_seconds = house.settings.unary_seconds if is_unary else None
         self._parse: Callable[[bytes], Message] = message_factory.GetMessageClass(descriptor.input_type).FromString
 
     async def answer(self, source: Any, context: Context) -> bytes | None:
         """Answer one call. `source` is the encoded request, or gRPC's iterator, which is left alone."""
         call = Call(context, self._house.settings.write_seconds)
+        observers = self._house.observers
+        start_seconds = time.monotonic() if observers else 0.0
         try:
-            return await self._admitted(source, call, context)
+            reply = await self._admitted(source, call, context)
+            if observers:
+                self._tell(call, None, start_seconds)
+            return reply
         except BehestError as error:
             failure = error
             if is_fault(error):
                 logger.exception("call failed", extra={"method": self._name, "reason": error.reason})
         except asyncio.CancelledError:
-            if call.is_over:
-                raise
             failure = internal()
-            logger.exception("stray cancellation", extra={"method": self._name})
+            if not call.is_over:
+                logger.exception("stray cancellation", extra={"method": self._name})
         except Exception:
             failure = internal()
             logger.exception("call failed", extra={"method": self._name})
         finally:
             call.close()
+        failure = call.ending() or failure
+        self._record_failure(call, failure)
+        if observers:
+            self._tell(call, _gone() if call.is_over else failure, start_seconds)
         if call.is_over:
             raise asyncio.CancelledError
         await abort(context, failure, self._house.settings.abort_seconds)
         return None
 
+    async def _record(self, call: Call, exchange: Exchange, reply: Message | bytes | None) -> None:
+        """Record a call that went well, before it is answered. Raises StorageFull and StorageFailed."""
+        exchange.reply = reply if isinstance(reply, Message) else None
+        exchange.is_recorded = True
+        if self._house.trail is not None:
+            await self._house.trail.answered(self._name, call, is_durable=self._audit is Audit.DURABLE)
+
+    def _record_failure(self, call: Call, failure: BehestError) -> None:
+        trail, exchange = self._house.trail, call.exchange
+        if trail is not None and exchange is not None and not exchange.is_recorded:
+            trail.failed(self._name, call, _gone() if call.is_over else failure)
+
+    def _tell(self, call: Call, failure: BehestError | None, start_seconds: float) -> None:
+        seconds = time.monotonic() - start_seconds
+        for observer in self._house.observers:
+            observer.ended(self._name, call, failure, seconds)
+
     async def _admitted(self, source: Any, call: Call, context: Context) -> bytes | None:
         house = self._house
+        call.exchange = Exchange() if self._audit is not Audit.NONE else None
         if self._scope is not None:
             call.caller = house.authenticate(context)
             authorise(call.caller, self._scope)
+        if house.trail is not None:
+            self._begin(call, house.trail)
         house.admission.enter(self._loads, call.caller)
+        opened = house.open_calls
+        if opened is not None and self._scope is not None and self._default_seconds is None:
+            opened.enter(call, self._scope)
         try:
             request = Requests(self._parse, context, call) if self._is_request_stream else decode(self._parse, source)
+            if call.exchange is not None and isinstance(request, Message):
+                call.exchange.request = request
             if self._default_seconds is None or context.time_remaining() is not None:
                 reply = await self._handler(request, call)
             else:
                 reply = await self._bounded(request, call, self._default_seconds)
         finally:
-            house.admission.leave(self._loads)
+            house.admission.leave(self._loads, call.caller)
+            if opened is not None:
+                opened.leave(call)
         if call.is_over:
             # A handler that swallows its cancellation would leak the call (grpc#43360).
             raise asyncio.CancelledError
+        if call.exchange is not None:
+            await self._record(call, call.exchange, reply)
         return reply if reply is None or isinstance(reply, bytes) else reply.SerializeToString()
+
+    def _begin(self, call: Call, trail: Trail) -> None:
+        """Refuse what could not be recorded, and record what lasts. Raises StorageFull and StorageFailed."""
+        if self._audit is Audit.DURABLE:
+            trail.check()
+        if call.exchange is not None and self._is_request_stream and self._is_response_stream:
+            trail.begun(self._name, call)
 
     async def _bounded(self, request: Any, call: Call, limit_seconds: float) -> Message | bytes | None:
         bound = asyncio.timeout(limit_seconds)
@@ -181,6 +249,10 @@ def wrap_all(handlers: Mapping[str, Handler], house: House) -> dict[str, RpcHand
             if name in handlers or name in RULES:
                 wrapped[name] = wrap(name, descriptor, handlers.get(name) or _unsupported(name), house)
     return wrapped
+
+
+def _gone() -> Cancelled:
+    return Cancelled("TRANSPORT_CANCELLED", "the client left, or its deadline passed")
 
 
 def _unsupported(name: str) -> Handler:

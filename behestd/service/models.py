@@ -9,7 +9,7 @@ from behest.v1.model_pb2 import Model, ModelHealth, ModelHealthState, Provider
 from behestd.core.circuit import WELL
 from behestd.core.times import timestamp
 from behestd.errors import ModelNotFound
-from behestd.providers.catalog import Snapshot
+from behestd.providers.catalog import Resolved, Snapshot
 from behestd.runtime.health import Endpoints
 from behestd.runtime.house import House
 from behestd.service.call import Call
@@ -40,7 +40,7 @@ class Models:
         """List providers by id."""
         page = page_of(request, call.namespace, (str,))
         after = str(page.after[0]) if page.after else ""
-        current = self._house.models.current
+        current = self._house.models.of(call.namespace)
         names = [name for name in current.providers if name > after]
         shown = [self._provider(current, name) for name in names[: page.size]]
         token = page.token(names[page.size - 1]) if len(names) > page.size else ""
@@ -52,37 +52,38 @@ class Models:
         after = str(page.after[0]) if page.after else ""
         wanted = [field.name for field, _ in request.capabilities.ListFields()]
         found = [
-            resolved.model
-            for name, resolved in sorted(self._house.models.current.models.items())
+            resolved
+            for name, resolved in sorted(self._house.models.of(call.namespace).models.items())
             if name > after
             and request.provider_id in ("", resolved.model.provider_id)
             and all(getattr(resolved.model.capabilities, capability) for capability in wanted)
         ]
-        shown = [self._with_health(model) for model in found[: page.size]]
-        token = page.token(found[page.size - 1].id) if len(found) > page.size else ""
+        shown = [self._shown(resolved, call.namespace) for resolved in found[: page.size]]
+        token = page.token(found[page.size - 1].model.id) if len(found) > page.size else ""
         return pb.ListModelsResponse(models=shown, next_page_token=token)
 
     async def get_model(self, request: pb.GetModelRequest, call: Call) -> pb.GetModelResponse:
         """Get a model by id or alias; without a name the default model."""
         max_bytes("model", request.model, _MAX_NAME_BYTES)
-        current = self._house.models.current
+        current = self._house.models.of(call.namespace)
         name = request.model or current.default_model
         found = current.models.get(name) or current.models.get(current.aliases.get(name, ""))
         if found is None:
             raise ModelNotFound(name)
-        return pb.GetModelResponse(model=self._with_health(found.model))
+        return pb.GetModelResponse(model=self._shown(found, call.namespace))
 
     def _provider(self, current: Snapshot, name: str) -> Provider:
-        models = [found.model.id for found in current.models.values() if found.model.provider_id == name]
+        models = [found.endpoint for found in current.models.values() if found.model.provider_id == name]
         told = Provider()
         told.CopyFrom(current.providers[name].describe())
         told.health.CopyFrom(health_of(self._house.endpoints, models))
         return told
 
-    def _with_health(self, model: Model) -> Model:
+    def _shown(self, found: Resolved, namespace: str) -> Model:
         told = Model()
-        told.CopyFrom(model)
-        told.health.CopyFrom(health_of(self._house.endpoints, [model.id]))
+        told.CopyFrom(found.model)
+        told.health.CopyFrom(health_of(self._house.endpoints, [found.endpoint]))
+        told.paused = self._house.switch.current.of_model(namespace, found.model.id) is not None
         return told
 
 

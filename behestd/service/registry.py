@@ -112,6 +112,7 @@ class Servers:
             raise TimedOut("TRANSPORT_DEADLINE", text, limitSeconds=f"{HELLO_SECONDS:g}") from None
         if not isinstance(first, pb.AttachServerRequest) or first.WhichOneof("frame") != "hello":
             raise InvalidRequest("hello", "is required in the first frame")
+        call.names(server_name=first.hello.server_name)
         wire = Wire(requests, call.send, _check_hello, self._max_frame_bytes)
         await self._streams.serve(call.namespace, first.hello, _owner(call), wire)
 

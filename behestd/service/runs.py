@@ -21,10 +21,12 @@ from behestd.log import views
 from behestd.log.store import DeleteRun, Full, RunQuery, RunRow, Store
 from behestd.runtime.admission import Admission
 from behestd.runtime.birth import Order, digest
+from behestd.runtime.disconnect import cancel_later
 from behestd.runtime.explain import explain
 from behestd.runtime.forking import fork_of
 from behestd.runtime.house import House
 from behestd.runtime.orders import Orders
+from behestd.runtime.quotas_stored import check_sessions
 from behestd.runtime.reading import run_at, shown
 from behestd.runtime.supervisor import Created, Supervisor
 from behestd.service import run_checks as checks
@@ -72,6 +74,7 @@ class Runs:
     async def stream_run(self, request: pb.StreamRunRequest, call: Call) -> None:
         """Create a run and watch it from its first event."""
         created = await self._create(request, request.spec, call)
+        call.names(run_id=created.run_id)
         driver = created.driver
         if created.replayed:
             await call.send_initial_metadata(behest_replayed="true")
@@ -83,7 +86,7 @@ class Runs:
         except asyncio.CancelledError:
             if request.spec.cancel_on_disconnect and not created.replayed and not self._watches.is_draining:
                 seconds = self._house.limits.disconnect_grace_seconds
-                self._supervisor.cancel_later(call.namespace, created.run_id, seconds)
+                cancel_later(self._supervisor, call.namespace, created.run_id, seconds)
             raise
 
     async def watch_run(self, request: pb.WatchRunRequest, call: Call) -> None:
@@ -196,7 +199,7 @@ class Runs:
         identifier("run_id", request.run_id)
         row = await self._row(call.namespace, request.run_id)
         driver = self._supervisor.driver(call.namespace, request.run_id)
-        return explain(row, driver.run if driver is not None else None, self._supervisor)
+        return explain(row, driver.run if driver is not None else None, self._supervisor, self._house)
 
     # --- shared ---
 
@@ -222,6 +225,9 @@ class Runs:
         try:
             if self._store.is_degraded:
                 raise StorageFull
+            self._house.intake.ask(call.namespace, call.caller.principal)
+            if not spec.session_id and self._house.intake.quotas.bounds_sessions(call.namespace):
+                await check_sessions(self._house, call.namespace)
             order = await self._order(request.request_id, request_digest, spec, call, forked_from)
             mark = self._admission.claim_input(order)
         except BehestError:
@@ -256,14 +262,14 @@ class Runs:
             pinned=await self._orders.pin(call.namespace, spec, heritage),
             request_id=request_id,
             digest=request_digest,
-            trace_id=trace_id_of(call.traceparent),
+            traceparent=call.traceparent,
             forked_from=forked_from,
         )
 
     async def _report(self, namespace: str, created: Created) -> RunMessage:
         if created.driver is not None:
             return report(created.driver.run)
-        return RunMessage.FromString((await self._row(namespace, created.run_id)).body)
+        return views.reported(await self._row(namespace, created.run_id))
 
 
 def _digest(request: checks.Creation) -> bytes:
@@ -275,9 +281,3 @@ def _digest(request: checks.Creation) -> bytes:
 
 def _shown(after: Run | RunRow) -> RunMessage:
     return RunMessage.FromString(after.body) if isinstance(after, RunRow) else report(after)
-
-
-def trace_id_of(traceparent: str) -> str:
-    """The trace id of a W3C traceparent, empty when there is none."""
-    fields = traceparent.split("-")
-    return fields[1] if len(fields) >= 4 and len(fields[1]) == 32 else ""  # noqa: PLR2004  W3C trace context

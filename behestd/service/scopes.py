@@ -28,6 +28,40 @@ class Load(StrEnum):
     WATCH = "watch"
     CREATE = "create"
     LIST = "list"
+    STREAM = "stream"
+    """Beside its other classes, each call that streams in either direction: bounded for each caller alone."""
+
+
+class Audit(StrEnum):
+    """Whether calls of a method are recorded in the audit log."""
+
+    NONE = "none"
+    """They change nothing."""
+    NOTED = "noted"
+    """They are, soon after their answer at the latest."""
+    DURABLE = "durable"
+    """They are, on the disk before they are answered; refused while that cannot be."""
+
+
+SCOPES = frozenset(
+    {
+        *("runs:create", "runs:read", "runs:cancel", "runs:approve", "sessions:read", "sessions:write"),
+        *("agents:read", "agents:write", "models:use", "data:read", "data:write", "usage:read", "tools:register"),
+        ADMIN,
+    }
+)
+"""Every scope there is."""
+
+_READER = frozenset({"runs:read", "sessions:read", "agents:read", "data:read", "usage:read"})
+ROLES: Mapping[str, frozenset[str]] = {
+    "reader": _READER,
+    "user": _READER | {"runs:create", "runs:cancel", "sessions:write", "models:use", "data:write"},
+    "approver": frozenset({"runs:read", "runs:approve"}),
+    "operator": _READER | {"runs:cancel", "runs:approve", "agents:write", "tools:register"},
+    "tool_server": frozenset({"tools:register", "data:read", "data:write"}),
+    "admin": frozenset({ADMIN}),
+}
+"""The roles that every daemon has. The configuration adds others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +71,10 @@ class Caller:
     principal: str
     namespace: str
     scopes: frozenset[str]
+    credential: str = ""
+    """What it was known by, for the audit: `token:ID`, `certificate:URI` or `jwt:KEY`. Never a secret. Empty: none."""
+    expires_ns: int = 0
+    """When the credential ends, in unix nanoseconds. 0: never."""
 
     def has(self, scope: str) -> bool:
         """Tell whether the caller may do what needs the scope. `admin` may all."""
@@ -56,6 +94,7 @@ class Rule:
 
     scope: str | None
     loads: tuple[Load, ...]
+    audit: Audit = Audit.NONE
 
 
 def authorise(caller: Caller, scope: str) -> None:
@@ -64,23 +103,28 @@ def authorise(caller: Caller, scope: str) -> None:
         raise Forbidden("AUTH_SCOPE_MISSING", f"this needs the scope {scope}", scope=scope)
 
 
-def _rows(service: str, rows: Mapping[str, tuple[str | None, *tuple[Load, ...]]]) -> dict[str, Rule]:
-    return {f"/{service}/{name}": Rule(row[0], row[1:]) for name, row in rows.items()}
+def _rows(service: str, rows: Mapping[str, tuple[str | None, *tuple[Load | Audit, ...]]]) -> dict[str, Rule]:
+    return {f"/{service}/{name}": _rule(row[0], row[1:]) for name, row in rows.items()}
+
+
+def _rule(scope: str | None, marks: tuple[Load | Audit, ...]) -> Rule:
+    loads = tuple(mark for mark in marks if isinstance(mark, Load))
+    return Rule(scope, loads, next((mark for mark in marks if isinstance(mark, Audit)), Audit.NONE))
 
 
 RULES: Mapping[str, Rule] = {
     **_rows(
         "behest.v1.RunService",
         {
-            "CreateRun": ("runs:create", Load.CREATE),
-            "StreamRun": ("runs:create", Load.CREATE, Load.WATCH),
+            "CreateRun": ("runs:create", Load.CREATE, Audit.NOTED),
+            "StreamRun": ("runs:create", Load.CREATE, Load.WATCH, Audit.NOTED),
             "WatchRun": ("runs:read", Load.WATCH),
             "GetRun": ("runs:read", Load.LIST),
             "ListRuns": ("runs:read", Load.LIST),
-            "CancelRun": ("runs:cancel", Load.CONTROL),
-            "SendInput": ("runs:create", Load.CONTINUE),
-            "ForkRun": ("runs:create", Load.CREATE),
-            "DeleteRun": ("runs:cancel", Load.CONTINUE),
+            "CancelRun": ("runs:cancel", Load.CONTROL, Audit.NOTED),
+            "SendInput": ("runs:create", Load.CONTINUE, Audit.NOTED),
+            "ForkRun": ("runs:create", Load.CREATE, Audit.NOTED),
+            "DeleteRun": ("runs:cancel", Load.CONTINUE, Audit.DURABLE),
             "ExplainRun": ("runs:read", Load.LIST),
         },
     ),
@@ -90,7 +134,7 @@ RULES: Mapping[str, Rule] = {
         {
             "ListApprovals": ("runs:read", Load.LIST),
             "GetApproval": ("runs:read", Load.LIST),
-            "DecideApproval": ("runs:approve", Load.CONTROL),
+            "DecideApproval": ("runs:approve", Load.CONTROL, Audit.DURABLE),
         },
     ),
     **_rows(
@@ -98,51 +142,51 @@ RULES: Mapping[str, Rule] = {
         {
             "ListToolCalls": ("runs:read", Load.LIST),
             "GetToolCall": ("runs:read", Load.LIST),
-            "ResolveToolCall": ("runs:approve", Load.CONTROL),
+            "ResolveToolCall": ("runs:approve", Load.CONTROL, Audit.DURABLE),
         },
     ),
     **_rows(
         "behest.v1.SessionService",
         {
-            "CreateSession": ("sessions:write", Load.CONTINUE),
+            "CreateSession": ("sessions:write", Load.CONTINUE, Audit.NOTED),
             "GetSession": ("sessions:read", Load.LIST),
             "ListSessions": ("sessions:read", Load.LIST),
-            "UpdateSession": ("sessions:write", Load.CONTINUE),
-            "DeleteSession": ("sessions:write", Load.CONTINUE),
-            "ForkSession": ("sessions:write", Load.CONTINUE),
+            "UpdateSession": ("sessions:write", Load.CONTINUE, Audit.NOTED),
+            "DeleteSession": ("sessions:write", Load.CONTINUE, Audit.DURABLE),
+            "ForkSession": ("sessions:write", Load.CONTINUE, Audit.NOTED),
             "ListMessages": ("sessions:read", Load.LIST),
-            "CompactSession": ("sessions:write", Load.CONTINUE),
-            "ExportSession": ("sessions:read", Load.LIST),
-            "ImportSession": ("sessions:write", Load.CONTINUE),
+            "CompactSession": ("sessions:write", Load.CONTINUE, Audit.NOTED),
+            "ExportSession": ("sessions:read", Load.LIST, Audit.DURABLE),
+            "ImportSession": ("sessions:write", Load.CONTINUE, Audit.DURABLE),
         },
     ),
     **_rows(
         "behest.v1.SessionDataService",
         {
             "GetSessionData": ("data:read", Load.LIST),
-            "SetSessionData": ("data:write", Load.CONTINUE),
-            "DeleteSessionData": ("data:write", Load.CONTINUE),
+            "SetSessionData": ("data:write", Load.CONTINUE, Audit.NOTED),
+            "DeleteSessionData": ("data:write", Load.CONTINUE, Audit.NOTED),
             "ListSessionData": ("data:read", Load.LIST),
         },
     ),
     **_rows(
         "behest.v1.AgentService",
         {
-            "CreateAgent": ("agents:write", Load.CONTINUE),
+            "CreateAgent": ("agents:write", Load.CONTINUE, Audit.DURABLE),
             "GetAgent": ("agents:read", Load.LIST),
             "ListAgents": ("agents:read", Load.LIST),
-            "UpdateAgent": ("agents:write", Load.CONTINUE),
-            "DeleteAgent": ("agents:write", Load.CONTINUE),
+            "UpdateAgent": ("agents:write", Load.CONTINUE, Audit.DURABLE),
+            "DeleteAgent": ("agents:write", Load.CONTINUE, Audit.DURABLE),
         },
     ),
     **_rows(
         "behest.v1.ChatService",
         {
-            "CompleteChat": ("models:use", Load.CONTINUE),
-            "StreamChat": ("models:use", Load.WATCH),
+            "CompleteChat": ("models:use", Load.CONTINUE, Audit.NOTED),
+            "StreamChat": ("models:use", Load.WATCH, Audit.NOTED),
         },
     ),
-    **_rows("behest.v1.EmbeddingService", {"Embed": ("models:use", Load.CONTINUE)}),
+    **_rows("behest.v1.EmbeddingService", {"Embed": ("models:use", Load.CONTINUE, Audit.NOTED)}),
     **_rows(
         "behest.v1.ContextService",
         {
@@ -164,30 +208,30 @@ RULES: Mapping[str, Rule] = {
         {
             "ListTools": (ANY_CALLER, Load.LIST),
             "GetTool": (ANY_CALLER, Load.LIST),
-            "CallTool": ("runs:create", Load.CONTINUE),
-            "CancelCall": ("runs:create", Load.CONTROL),
-            "GetCallStatus": ("runs:create", Load.CONTINUE),
+            "CallTool": ("runs:create", Load.CONTINUE, Audit.NOTED),
+            "CancelCall": ("runs:create", Load.CONTROL, Audit.NOTED),
+            "GetCallStatus": ("runs:create", Load.CONTINUE, Audit.NOTED),
         },
     ),
     **_rows(
         "behest.v1.RegistryService",
         {
-            "RegisterServer": ("tools:register", Load.CONTINUE),
+            "RegisterServer": ("tools:register", Load.CONTINUE, Audit.DURABLE),
             "GetServer": ("tools:register", Load.LIST),
             "ListServers": ("tools:register", Load.LIST),
-            "UnregisterServer": ("tools:register", Load.CONTINUE),
-            "AttachServer": ("tools:register", Load.CONTINUE),
+            "UnregisterServer": ("tools:register", Load.CONTINUE, Audit.DURABLE),
+            "AttachServer": ("tools:register", Load.CONTINUE, Audit.NOTED),
         },
     ),
     **_rows(
         "behest.v1.ArtifactService",
         {
-            "WriteArtifact": ("data:write", Load.CONTINUE),
+            "WriteArtifact": ("data:write", Load.CONTINUE, Audit.NOTED),
             "ReadArtifact": ("data:read", Load.LIST),
             "GetArtifact": ("data:read", Load.LIST),
             "ListArtifacts": ("data:read", Load.LIST),
-            "DeleteArtifact": ("data:write", Load.CONTINUE),
-            "DeleteArtifacts": ("data:write", Load.CONTINUE),
+            "DeleteArtifact": ("data:write", Load.CONTINUE, Audit.DURABLE),
+            "DeleteArtifacts": ("data:write", Load.CONTINUE, Audit.DURABLE),
         },
     ),
     **_rows("behest.v1.UsageService", {"QueryUsage": ("usage:read", Load.LIST)}),
@@ -197,9 +241,9 @@ RULES: Mapping[str, Rule] = {
             "GetServerInfo": (ANY_CALLER, Load.CONTROL),
             "GetStatus": (ADMIN, Load.CONTROL),
             "GetConfig": (ADMIN, Load.CONTROL),
-            "Reload": (ADMIN, Load.CONTROL),
-            "Drain": (ADMIN, Load.CONTROL),
-            "SetPaused": (ADMIN, Load.CONTROL),
+            "Reload": (ADMIN, Load.CONTROL, Audit.DURABLE),
+            "Drain": (ADMIN, Load.CONTROL, Audit.DURABLE),
+            "SetPaused": (ADMIN, Load.CONTROL, Audit.DURABLE),
         },
     ),
     **_rows(

@@ -32,6 +32,7 @@ from behestd.log.store import (
 from behestd.runtime.agents import Agents
 from behestd.runtime.artifacts import Artifacts
 from behestd.runtime.house import House
+from behestd.runtime.quotas_stored import check_sessions
 from behestd.runtime.supervisor import Supervisor
 from behestd.service import records
 from behestd.service import session_checks as checks
@@ -258,6 +259,7 @@ class Sessions:
         self, namespace: str, session: Session, claim: Claim | None, entries: tuple[Entry, ...] = ()
     ) -> tuple[Session, bool]:
         """Write a new session: what was made, or what the same request made meanwhile, and which of both."""
+        await check_sessions(self._house, namespace)
         source = session.forked_from_session_id
         guards = (RecordIs(namespace, SESSION_KIND, source),) if source else ()
         put = self._put(namespace, session, 0)

@@ -44,6 +44,8 @@ class Settings:
     """Most streams of class WATCH at once."""
     lists: int = 1_000
     """Most calls of class LIST at once."""
+    look_seconds: float = 60.0
+    """Between two looks at the callers of open streams."""
     keepalive: Keepalive = Keepalive()
 
     def options(self) -> tuple[tuple[str, int], ...]:

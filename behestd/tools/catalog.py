@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from types import MappingProxyType
 
@@ -68,6 +68,20 @@ Stand = Callable[[], Standing]
 
 
 @dataclass(frozen=True, slots=True)
+class Otherwise:
+    """The policy of a tool that the configuration says nothing of, who set it, and how long its keys are known."""
+
+    policy: ToolPolicy | None
+    source: str
+    retention_seconds: float | None
+
+    def against(self, configured: ToolPolicy | None) -> tuple[ToolPolicy, str]:
+        """The policy in force, and who set it."""
+        found, source = (self.policy, self.source) if configured is None else (configured, "configuration")
+        return policies.in_force(found, self.retention_seconds), source
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """One offer of a tool: the tool as models and runs see it, who set its policy, and who executes it."""
 
@@ -77,6 +91,8 @@ class Offer:
     executor: Executor
     stand: Stand = _good
     """Tells how its server does."""
+    otherwise: Otherwise = Otherwise(None, "default", None)
+    """What holds where the configuration has no policy."""
 
     @property
     def hint_differs(self) -> bool:
@@ -185,11 +201,12 @@ class Catalog:
         """
         made = self._checked(tool, "")
         self._refuse_taken(made, [self._functions_only, *self._snapshots.values()])
-        found = self._configured.match(made.name)
-        source = "configuration" if found is not None else "extension" if policy is not None else "default"
         # An extension keeps its own promise of idempotence: there is no server that could forget the key.
-        made.policy.CopyFrom(policies.in_force(found or policy, policies.MIN_RETENTION_SECONDS))
-        self._functions[made.name] = Offer(made, source, executor)
+        own = "extension" if policy is not None else "default"
+        otherwise = Otherwise(policy, own, policies.MIN_RETENTION_SECONDS)
+        in_force, source = otherwise.against(self._configured.match(made.name))
+        made.policy.CopyFrom(in_force)
+        self._functions[made.name] = Offer(made, source, executor, otherwise=otherwise)
         self._functions_only = Snapshot(self._functions.values())
         for namespace in self._snapshots:
             self._rebuild(namespace)
@@ -198,6 +215,26 @@ class Catalog:
     def configured(self, name: str) -> ToolPolicy | None:
         """The policy that the configuration has for tools of a name, None when it has none."""
         return self._configured.match(name)
+
+    def set(self, configured: Policies) -> None:
+        """Put other policies of the configuration in force, for runs that are made from now on."""
+        if configured == self._configured:
+            return
+        self._configured = configured
+        self._functions = {name: self._renewed(offer) for name, offer in self._functions.items()}
+        self._functions_only = Snapshot(self._functions.values())
+        for namespace, servers in self._servers.items():
+            for server_id, offers in servers.items():
+                servers[server_id] = tuple(map(self._renewed, offers))
+            self._rebuild(namespace)
+
+    def _renewed(self, offer: Offer) -> Offer:
+        """The offer under the policies that are in force now."""
+        in_force, source = offer.otherwise.against(self._configured.match(offer.tool.name))
+        tool = Tool()
+        tool.CopyFrom(offer.tool)
+        tool.policy.CopyFrom(in_force)
+        return replace(offer, tool=tool, policy_source=source)
 
     def place(self, namespace: str, tool: Tool, key: str, *, avoid: str = "", stay: str = "") -> Place:
         """Choose a server for an attempt. See `core.places.Places`."""
@@ -245,6 +282,10 @@ class Catalog:
         if self._of(namespace).pop(server_id, None) is not None:
             self._rebuild(namespace)
 
+    def offered(self, namespace: str, server_id: str) -> tuple[Tool, ...]:
+        """The tools that a server offers now, none when it offers none."""
+        return tuple(offer.tool for offer in self._of(namespace).get(server_id, ()))
+
     def _of(self, namespace: str) -> dict[str, tuple[Offer, ...]]:
         return self._servers.get(namespace, {})
 
@@ -252,12 +293,13 @@ class Catalog:
         own = self._checked(tool, "")
         made = self._checked(tool, server.name_prefix)
         made.server_id = server.id
-        configured = self._configured.match(made.name)
-        found = configured if configured is not None else Policies(server.tool_policies).match(made.name)
-        source = "default" if found is None else "registration" if configured is None else "configuration"
+        asked = Policies(server.tool_policies).match(made.name)
         told = server.HasField("dedupe_retention")
-        made.policy.CopyFrom(policies.in_force(found, duration_ns(server.dedupe_retention) / 1e9 if told else None))
-        return Offer(made, source, bind(own), stand)
+        retention_seconds = duration_ns(server.dedupe_retention) / 1e9 if told else None
+        otherwise = Otherwise(asked, "default" if asked is None else "registration", retention_seconds)
+        in_force, source = otherwise.against(self._configured.match(made.name))
+        made.policy.CopyFrom(in_force)
+        return Offer(made, source, bind(own), stand, otherwise)
 
     def _checked(self, tool: Tool, prefix: str) -> Tool:
         """Copy what an author says of a tool, checked; what the daemon sets is left out, the hash is computed."""

@@ -19,15 +19,27 @@ import jsonschema_rs
 from behest.v1.tool_pb2 import Tool
 from behestd.errors import InvalidRequest
 from behestd.tools.json_text import MAX_DEPTH, Document, JsonRefused, read
-from behestd.tools.schema_cost import Cost, SchemaRefused, measure
+from behestd.tools.schema_cost import MAX_NODES, Cost, SchemaRefused, measure
 
-MAX_SCHEMA_BYTES = 64 * 1024
 MAX_CHECKS = 5_000_000
 """Most checks that one validation may make, as the bound of `schema_cost` times the values of the document."""
 _PATTERNS = jsonschema_rs.RegexOptions(size_limit=1 << 20, dfa_size_limit=1 << 20)
+_MASK = "the value"
+"""What stands in messages for what was given: an error goes further than arguments may."""
 _MAX_ERRORS = 20
 _MAX_TEXT = 300
 _CACHED = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaLimits:
+    """How much of a schema is taken."""
+
+    schema_bytes: int = 64 * 1024
+    depth: int = MAX_DEPTH
+    """Levels of brackets."""
+    nodes: int = MAX_NODES
+    """Subschemas."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +52,8 @@ class _Compiled:
 class Validators:
     """Compiled schemas, the least recently used of 1,024 forgotten first. One owner, the loop; nothing here waits."""
 
-    def __init__(self) -> None:
+    def __init__(self, limits: SchemaLimits = SchemaLimits()) -> None:
+        self.limits = limits
         self._compiled: OrderedDict[bytes, _Compiled] = OrderedDict()
 
     def check_tool(self, tool: Tool) -> None:
@@ -104,25 +117,25 @@ class Validators:
         digest = hashlib.sha256(schema_json.encode(errors="replace")).digest()
         compiled = self._compiled.get(digest)
         if compiled is None:
-            compiled = self._compiled[digest] = _compile(schema_json)
+            compiled = self._compiled[digest] = _compile(schema_json, self.limits)
             if len(self._compiled) > _CACHED:
                 self._compiled.popitem(last=False)
         self._compiled.move_to_end(digest)
         return compiled
 
 
-def _compile(schema_json: str) -> _Compiled:
+def _compile(schema_json: str, limits: SchemaLimits) -> _Compiled:
     try:
-        schema = read(schema_json, max_bytes=MAX_SCHEMA_BYTES).value
+        schema = read(schema_json, max_bytes=limits.schema_bytes, max_depth=limits.depth).value
     except JsonRefused as exc:
         raise SchemaRefused(str(exc)) from exc
     if not isinstance(schema, dict):
         raise SchemaRefused("it is no JSON object")
-    cost = measure(schema, MAX_DEPTH)
+    cost = measure(schema, MAX_DEPTH, limits.nodes)
     if cost.paths(1) > MAX_CHECKS // 100:
         raise SchemaRefused("its references and combinations multiply beyond what can be checked")
     try:
-        validator = jsonschema_rs.validator_for(schema, offline=True, pattern_options=_PATTERNS)
+        validator = jsonschema_rs.validator_for(schema, offline=True, mask=_MASK, pattern_options=_PATTERNS)
     except (ValueError, jsonschema_rs.ReferencingError) as exc:
         raise SchemaRefused(_first_line(str(exc))) from exc
     return _Compiled(validator, cost, schema.get("type") == "object")

@@ -55,12 +55,12 @@ class _Node:
     every_item: list[int]
 
 
-def measure(schema: Schema, max_depth: int) -> Cost:
+def measure(schema: Schema, max_depth: int, max_nodes: int = MAX_NODES) -> Cost:
     """Count the paths of a schema for documents of depth 0 to `max_depth`.
 
     Raises SchemaRefused when it has too many subschemas, refers to what is not in it, or to itself without end.
     """
-    nodes = _collect(schema)
+    nodes = _collect(schema, max_nodes)
     try:
         order = list(graphlib.TopologicalSorter({n: node.in_place for n, node in enumerate(nodes)}).static_order())
     except graphlib.CycleError as exc:
@@ -97,9 +97,9 @@ def _most(paths: list[int], numbers: list[int]) -> int:
     return max((paths[number] for number in numbers), default=0)
 
 
-def _collect(root: Schema) -> list[_Node]:
+def _collect(root: Schema, max_nodes: int) -> list[_Node]:
     """Find every subschema that can apply, by following keywords and references from the root."""
-    found = _Found()
+    found = _Found(max_nodes)
     found.number(root)
     nodes: list[_Node] = []
     for schema in _growing(found.schemas):
@@ -123,15 +123,16 @@ def _collect(root: Schema) -> list[_Node]:
 class _Found:
     """The subschemas found so far, numbered in the order in which they were."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_nodes: int) -> None:
+        self._max_nodes = max_nodes
         self.schemas: list[Schema] = []
         self._numbers: dict[int, int] = {}
 
     def number(self, schema: Schema) -> int:
         """Give the number of a subschema, a new one when it is new. Raises SchemaRefused when there are too many."""
         if id(schema) not in self._numbers:
-            if len(self.schemas) >= MAX_NODES:
-                raise SchemaRefused(f"more than {MAX_NODES} subschemas")
+            if len(self.schemas) >= self._max_nodes:
+                raise SchemaRefused(f"more than {self._max_nodes} subschemas")
             self._numbers[id(schema)] = len(self.schemas)
             self.schemas.append(schema)
         return self._numbers[id(schema)]

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"errors"
 	"os"
 	"strings"
@@ -38,6 +39,7 @@ type Option func(*settings)
 
 type settings struct {
 	credentials credentials.TransportCredentials
+	token       string
 	patience    Patience
 	dial        []grpc.DialOption
 }
@@ -45,6 +47,16 @@ type settings struct {
 // WithCredentials sets how the connection is secured. Without, it is plain.
 func WithCredentials(given credentials.TransportCredentials) Option {
 	return func(s *settings) { s.credentials = given }
+}
+
+// WithTLS secures the connection with TLS, as the configuration says: authorities, and for mutual TLS a certificate.
+func WithTLS(config *tls.Config) Option {
+	return WithCredentials(credentials.NewTLS(config))
+}
+
+// WithToken sends a bearer token with each call: over TLS, or to this machine.
+func WithToken(token string) Option {
+	return func(s *settings) { s.token = token }
 }
 
 // WithPatience sets how long the client waits and tries again. Fields that are 0 have their defaults.
@@ -58,11 +70,22 @@ func WithDialOptions(options ...grpc.DialOption) Option {
 }
 
 // NewClient makes a client of the daemon at HOST:PORT or unix:PATH; "" stands for what BEHEST_ADDRESS says, else
-// 127.0.0.1:7717. Nothing is connected before the first call. It fails for an address that is none.
+// 127.0.0.1:7717, with the token that BEHEST_TOKEN says. Nothing is connected before the first call. It fails for an
+// address that is none, and for a token that would leave this machine in the clear.
 func NewClient(address string, options ...Option) (*Client, error) {
 	chosen := settings{credentials: insecure.NewCredentials()}
 	for _, option := range options {
 		option(&chosen)
+	}
+	if address == "" {
+		chosen.token = cmp.Or(chosen.token, os.Getenv("BEHEST_TOKEN"))
+	}
+	if chosen.token != "" {
+		bearer, err := DialToken(chosen.token, address, chosen.credentials)
+		if err != nil {
+			return nil, err
+		}
+		chosen.dial = append([]grpc.DialOption{bearer}, chosen.dial...)
 	}
 	connection, err := Dial(address, chosen.credentials, chosen.dial...)
 	if err != nil {
@@ -96,8 +119,11 @@ func Dial(
 			MinConnectTimeout: 2 * time.Second,
 		}),
 	}
-	target := cmp.Or(address, os.Getenv("BEHEST_ADDRESS"), defaultAddress)
-	return grpc.NewClient(target, append(options, more...)...)
+	return grpc.NewClient(targetOf(address), append(options, more...)...)
+}
+
+func targetOf(address string) string {
+	return cmp.Or(address, os.Getenv("BEHEST_ADDRESS"), defaultAddress)
 }
 
 // Conn is the connection, for generated stubs: behestv1.NewSessionServiceClient(client.Conn()). FromRPC reads their

@@ -38,11 +38,15 @@ func (p Patience) orDefaults() Patience {
 	return p
 }
 
+// longestDrain is how long a daemon may drain and count as heard.
+const longestDrain = time.Minute
+
 // pauses are those between attempts, with full jitter, until patience is over.
 type pauses struct {
-	longest      time.Duration
-	attempts     int
-	failingSince time.Time
+	longest       time.Duration
+	attempts      int
+	failingSince  time.Time
+	drainingSince time.Time
 }
 
 func newPauses(longest time.Duration) *pauses { return &pauses{longest: longest} }
@@ -60,6 +64,10 @@ func (p *pauses) heard(hasProgress bool) {
 func (p *pauses) wait(ctx context.Context, failure *Error, bearable time.Duration) error {
 	now := time.Now()
 	if p.failingSince.IsZero() {
+		p.failingSince, p.drainingSince = now, now
+	}
+	// A daemon that drains says so: it was heard, and is about to be started again.
+	if failure.Reason == "RUNTIME_DRAINING" && now.Before(p.drainingSince.Add(longestDrain)) {
 		p.failingSince = now
 	}
 	delay := rand.N(min(p.longest, 100*time.Millisecond<<min(p.attempts, 16)) + 1)

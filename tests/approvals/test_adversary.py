@@ -161,7 +161,7 @@ async def test_no_call_gets_through_that_nobody_approved(scene: Scene, turn: str
     assert scene.tools.calls(ended.id) == []
 
 
-async def test_what_the_rules_allow_does_get_through(scene: Scene) -> None:
+async def test_what_the_rules_allow_does_get_through(scene: Scene) -> None:  # S10
     ended = await scene.attempt(
         '/tool shell {"cmd": "ls /tmp"}', '/tool look {"path": "/tmp/\u00e9t\u00e9"}', "/say over"
     )

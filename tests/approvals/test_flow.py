@@ -158,7 +158,7 @@ async def test_who_decided_what_when_and_why_can_be_asked_for(scene: Scene) -> N
     assert await listed(served.client, states=[ApprovalState.APPROVAL_STATE_EXPIRED]) == []
 
 
-async def test_the_same_word_again_gets_the_first_result_and_another_is_refused(scene: Scene) -> None:  # C041
+async def test_the_same_word_again_gets_the_first_result_and_another_is_refused(scene: Scene) -> None:  # C041 S6
     served, paid = scene
     approvals = served.client.approvals
     run, (asked,) = await asking(served.client, pay("ann", 5))
@@ -176,7 +176,7 @@ async def test_the_same_word_again_gets_the_first_result_and_another_is_refused(
     assert paid == [("ann", 5)]
 
 
-async def test_of_two_words_at_once_one_counts(scene: Scene) -> None:  # C041
+async def test_of_two_words_at_once_one_counts(scene: Scene) -> None:  # C041 S6
     served, paid = scene
     run, (asked,) = await asking(served.client, pay("ann", 5))
 
@@ -200,7 +200,7 @@ async def test_of_two_words_at_once_one_counts(scene: Scene) -> None:  # C041
 # --- bound to the very arguments ---
 
 
-async def test_an_approval_is_for_the_arguments_that_were_looked_at(scene: Scene) -> None:  # N03
+async def test_an_approval_is_for_the_arguments_that_were_looked_at(scene: Scene) -> None:  # N03 S6
     served, paid = scene
     _, (asked,) = await asking(served.client, pay("ann", 5))
     forged = type(asked)()
@@ -212,7 +212,7 @@ async def test_an_approval_is_for_the_arguments_that_were_looked_at(scene: Scene
     assert paid == []
 
 
-async def test_edited_arguments_are_checked_again_and_are_what_is_sent(scene: Scene) -> None:  # N03
+async def test_edited_arguments_are_checked_again_and_are_what_is_sent(scene: Scene) -> None:  # N03 S6
     served, paid = scene
     run, (asked,) = await asking(served.client, pay("ann", 5))
     for bad in ('{"to": "ann"}', '{"to": "ann", "amount": 1, "amount": 2}', "[]", "{"):
@@ -226,7 +226,7 @@ async def test_edited_arguments_are_checked_again_and_are_what_is_sent(scene: Sc
     assert paid == [("ann", 3)]
 
 
-async def test_edited_arguments_pass_no_rule_that_denies_them() -> None:  # N03
+async def test_edited_arguments_pass_no_rule_that_denies_them() -> None:  # N03 S6
     paid: Paid = []
     operator = Operator([rule(ASK, "pay"), rule(DENY, "pay", to="mallory")])
     async with serve(tools=payments(paid), operator=operator) as served:
@@ -238,7 +238,7 @@ async def test_edited_arguments_pass_no_rule_that_denies_them() -> None:  # N03
     assert paid == []
 
 
-async def test_a_word_is_good_for_one_call_and_not_for_the_next_like_it(scene: Scene) -> None:  # N03
+async def test_a_word_is_good_for_one_call_and_not_for_the_next_like_it(scene: Scene) -> None:  # N03 S6
     served, paid = scene
     run, (asked,) = await asking(served.client, f"{pay('ann', 5)} /next {pay('ann', 5)} /next /say done")
     await served.client.approvals.approve(asked)
@@ -291,7 +291,7 @@ class AheadClock(SystemClock):
         self._offset_ns += seconds * 10**9
 
 
-async def test_an_unanswered_request_expires_as_denied_and_shows_it(tmp_path: Path) -> None:  # C039
+async def test_an_unanswered_request_expires_as_denied_and_shows_it(tmp_path: Path) -> None:  # C039 S6
     paid: Paid = []
     home, order = tmp_path / "data", pay("ann", 5) + " /next /say I see"
     async with serve("sqlite", home, tools=payments(paid), operator=CAREFUL) as served:
@@ -416,7 +416,7 @@ async def test_a_list_is_read_from_the_store_and_not_from_the_daemon_that_asked(
 
 def inside(served: Served, *, allows_own: bool = True) -> Approvals:
     """The daemon's approvals, for a caller of any namespace."""
-    return Approvals(served.daemon.log.store, served.daemon.supervisor, allows_own=allows_own)
+    return Approvals(served.daemon.log.store, served.daemon.rooms.supervisor, allows_own=allows_own)
 
 
 async def test_approvals_of_another_namespace_are_as_unknown_as_those_that_never_were(scene: Scene) -> None:  # S5

@@ -31,7 +31,7 @@ def registration(name: str = "till", **more: Any) -> Server:
 
 
 async def until_state(served: Served, name: str, state: ServerState.ValueType) -> Server:
-    server = served.daemon.registry.named("default", name)
+    server = served.daemon.rooms.registry.named("default", name)
     assert server is not None
     async with asyncio.timeout(WAIT_SECONDS):
         while server.report().state != state:

@@ -270,7 +270,7 @@ async def test_a_server_that_drains_gets_no_more_calls_until_it_says_hello_again
         calling = asyncio.ensure_future(call_tool(served))
         call = await peer.call()
         await peer.drain()
-        server = served.daemon.registry.named("default", "till")
+        server = served.daemon.rooms.registry.named("default", "till")
         assert server is not None
         async with asyncio.timeout(WAIT_SECONDS):
             while server.standing().is_there:

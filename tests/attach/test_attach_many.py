@@ -52,7 +52,7 @@ async def register(served: Served, policy: ToolPolicy, *names: str) -> None:
 
 def loads(served: Served, *names: str) -> list[int]:
     """How many calls each server has, -1 for one that takes none."""
-    standings = [server.standing() for name in names if (server := served.daemon.registry.named("default", name))]
+    standings = [server.standing() for name in names if (server := served.daemon.rooms.registry.named("default", name))]
     return [standing.in_flight if standing.is_there else -1 for standing in standings]
 
 

@@ -80,7 +80,7 @@ async def test_a_range_is_what_was_asked_for(blobs: Blobs) -> None:
         await whole(blobs, stored.sha256, offset=-1)
 
 
-async def test_too_much_is_refused_and_not_kept(blobs: Blobs) -> None:
+async def test_too_much_is_refused_and_not_kept(blobs: Blobs) -> None:  # S16
     with pytest.raises(TooLarge) as refused:
         await blobs.write("a", pieces(b"12345", b"67890"), limit_bytes=9)
     assert refused.value.reason == "ARTIFACT_TOO_LARGE"
@@ -88,7 +88,7 @@ async def test_too_much_is_refused_and_not_kept(blobs: Blobs) -> None:
         await blobs.size("a", hashlib.sha256(b"1234567890").digest())
 
 
-async def test_other_bytes_than_promised_are_not_kept(blobs: Blobs) -> None:
+async def test_other_bytes_than_promised_are_not_kept(blobs: Blobs) -> None:  # S16
     with pytest.raises(ChecksumMismatch) as refused:
         await blobs.write("a", pieces(b"other"), expected_sha256=hashlib.sha256(b"promised").digest())
     assert refused.value.reason == "ARTIFACT_CHECKSUM_MISMATCH"
@@ -138,7 +138,7 @@ async def test_files_survive_reopening_and_leftovers_do_not(tmp_path: Path) -> N
     await again.close()
 
 
-async def test_files_are_private_and_named_by_hash_alone(tmp_path: Path) -> None:
+async def test_files_are_private_and_named_by_hash_alone(tmp_path: Path) -> None:  # S16
     blobs = FileBlobs(tmp_path / "blobs")
     stored = await blobs.write("../../evil", pieces(b"x"))
     await blobs.close()
@@ -146,7 +146,7 @@ async def test_files_are_private_and_named_by_hash_alone(tmp_path: Path) -> None
     assert all(path.stat().st_mode & 0o077 == 0 for path in everything(tmp_path))
 
 
-async def test_damaged_bytes_are_noticed_at_the_end_of_the_whole(tmp_path: Path) -> None:
+async def test_damaged_bytes_are_noticed_at_the_end_of_the_whole(tmp_path: Path) -> None:  # S16
     blobs = FileBlobs(tmp_path)
     stored = await blobs.write("a", pieces(b"sound"))
     [path] = files(tmp_path)

@@ -245,10 +245,10 @@ def test_a_model_is_learned_and_forgotten_with_its_latest_answers() -> None:  # 
         calibration.note("m/a", 100, 150)
         calibration.note("m/b", 100, 0)
         calibration.note("m/c", SMALLEST_PAIR - 1, 150)
-    assert calibration.ratios == {"m/a": 1500}
+    assert calibration.ratios("default") == {"m/a": 1500}
     for _ in range(15):
         calibration.note("m/a", 100, 100)
-    assert calibration.ratios == {}
+    assert calibration.ratios("default") == {}
     assert EXACT == 1000
 
 
@@ -257,4 +257,4 @@ def test_what_is_learned_is_bounded() -> None:
     for number in range(5_000):
         for _ in range(3):
             calibration.note(f"m/{number}", 100, 200)
-    assert len(calibration.ratios) == 4096
+    assert len(calibration.ratios("default")) == 4096

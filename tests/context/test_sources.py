@@ -322,7 +322,7 @@ async def test_reported_usage_corrects_the_next_estimates() -> None:  # C078
         for _ in range(3):
             await text_of(served, "/usage 5000 5 /say " + "word " * 100)
         calibration = served.daemon.house.calibration
-        assert calibration.ratios["scripted/echo"] == 4000
+        assert calibration.ratios("default")["scripted/echo"] == 4000
         await text_of(served, "hello", run_id="run-1")
         [context] = await built(served, "run-1")
         assert list(context.calibration_permille) == [4000]

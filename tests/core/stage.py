@@ -26,6 +26,7 @@ from behest.v1.tool_pb2 import Executed, SideEffect, Tool, ToolPolicy
 from behest.v1.usage_pb2 import Usage, UsageSource
 from behestd.core.decide import decide
 from behestd.core.limits import in_force
+from behestd.core.pauses import NONE
 from behestd.core.run import KIND, evolve, fold, rooted, start, stored_bytes
 from behestd.core.signals import (
     Cancel,
@@ -297,9 +298,13 @@ class Stage:
         self.now_ns += int(seconds * SECOND)
         return self.do(Wake())
 
+    def alarm_ns(self) -> int:
+        """When the run is to be looked at again; 0 never."""
+        return alarm_ns(self.run, GRACE_NS, self.givens.get("pauses", NONE))
+
     def wait_for_alarm(self) -> list[Any]:
         """Let time pass until the run is to be looked at again."""
-        due_ns = alarm_ns(self.run, GRACE_NS)
+        due_ns = self.alarm_ns()
         assert due_ns
         self.now_ns = max(self.now_ns, due_ns)
         return self.do(Wake())

@@ -9,6 +9,7 @@ import pytest
 from behest.v1.model_event_pb2 import SupersedeReason
 from behest.v1.run_event_pb2 import RunWaiting
 from behest.v1.run_state_pb2 import CancelCause, CancelMode, WaitReason
+from behestd.core.pauses import ALL, EVERYTHING, Pause, Pauses
 from behestd.core.run import apply
 from behestd.core.signals import Cancel, Start
 from behestd.core.times import SECOND, nanoseconds, timestamp
@@ -217,7 +218,11 @@ def parked(reason: int) -> Stage:
     stage = Stage()
     stage.model_breaks(TRANSIENT)
     until = timestamp(stage.now_ns + 3600 * SECOND)
-    payload = RunWaiting(reason=reason, until=until)  # type: ignore[arg-type]
+    subject = ""
+    if reason == WaitReason.WAIT_REASON_PAUSED:
+        stage.givens["pauses"] = Pauses({EVERYTHING: Pause(ALL, "")})
+        subject = ALL
+    payload = RunWaiting(reason=reason, until=until, subject=subject)  # type: ignore[arg-type]
     stage.commit([payload], apply(stage.run, payload, stage.now_ns))
     return stage
 

@@ -35,12 +35,11 @@ from behestd.core.signals import (
     Wake,
 )
 from behestd.core.state import Phase, Run
-from behestd.core.wanted import alarm_ns, wanted
+from behestd.core.wanted import wanted
 from behestd.errors import BehestError
 from tests.core.stage import (
     AMBIGUOUS,
     ASK,
-    GRACE_NS,
     IDEMPOTENT,
     NON_IDEMPOTENT,
     PURE,
@@ -243,12 +242,12 @@ class World(Stage):
         if self.owner is None or self.owner.run is None or self.owner.run.head != self.run.head:
             return
         for _ in range(8):
-            due_ns = alarm_ns(self.run, GRACE_NS)
+            due_ns = self.alarm_ns()
             if not due_ns or due_ns > self.now_ns:
                 return
             before = due_ns
             payloads = self.tell(self.owner, Wake())
-            assert payloads or alarm_ns(self.run, GRACE_NS) != before, "woken for nothing"
+            assert payloads or self.alarm_ns() != before, "woken for nothing"
             if self.owner is None:
                 return
         raise AssertionError("the run never comes to rest")
@@ -265,7 +264,7 @@ class World(Stage):
             elif self.state == "QUEUED":
                 self.tell(self.owner, Start(1))
             elif not self._serve(self.owner):
-                due_ns = alarm_ns(self.run, GRACE_NS)
+                due_ns = self.alarm_ns()
                 assert due_ns, "a run that does nothing has an alarm"
                 self.now_ns = max(self.now_ns, due_ns)
                 self.tell(self.owner, Wake())

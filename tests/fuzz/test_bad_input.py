@@ -30,7 +30,8 @@ from tests.fuzz.scene import METHODS, World
 from tests.runs.scenes import OPEN, PURE, tools
 from tests.service.edges import until
 
-DRAIN = "/behest.v1.DaemonService/Drain"
+STOPPING = [f"/behest.v1.DaemonService/{name}" for name in ("Drain", "SetPaused")]
+"""What takes a daemon out of work."""
 FAULTS = ("error", "critical")
 """Levels at which nothing may be logged, whoever sends what."""
 COMMON = settings(
@@ -152,7 +153,7 @@ def _flat(parts: tuple[bytes, list[bytes]]) -> list[bytes]:
     return [parts[0], *parts[1]]
 
 
-UNARY = [name for name, method in METHODS.items() if not method.client_streaming and name != DRAIN]
+UNARY = [name for name, method in METHODS.items() if not method.client_streaming and name not in STOPPING]
 STREAMS = [name for name, method in METHODS.items() if method.client_streaming]
 FOREIGN = ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch", *reflection.METHODS]
 
@@ -182,11 +183,12 @@ async def doomed(tmp_path: Path) -> AsyncIterator[Target]:
         yield made
 
 
+@pytest.mark.parametrize("name", STOPPING)
 @given(data=st.data())
 @SHORT
-async def test_any_request_to_drain_is_answered_properly(doomed: Target, data: st.DataObject) -> None:
+async def test_any_request_to_stop_work_is_answered_properly(doomed: Target, name: str, data: st.DataObject) -> None:
     pools: wire.Pools = {"": ["x"]}
-    await throw(doomed, DRAIN, [data.draw(wire.requests(b"", METHODS[DRAIN].input_type, pools), "request")])
+    await throw(doomed, name, [data.draw(wire.requests(b"", METHODS[name].input_type, pools), "request")])
 
 
 @pytest.mark.parametrize("name", FOREIGN)

@@ -139,7 +139,7 @@ async def check(served: Served) -> None:
     await until(lambda: not any(admission.statistics().in_flight.values()))
 
 
-async def test_bad_bytes_harm_nobody_and_leave_nothing(served: Served) -> None:
+async def test_bad_bytes_harm_nobody_and_leave_nothing(served: Served) -> None:  # S13
     for name, pieces in CASES.items():
         await send(served.daemon.addresses[0], pieces)
         assert await scene.serves(served), name
@@ -156,7 +156,7 @@ async def test_bytes_that_are_right_are_understood(served: Served) -> None:
     assert writes(served) > before
 
 
-async def test_others_are_served_while_a_flood_goes_on(served: Served) -> None:
+async def test_others_are_served_while_a_flood_goes_on(served: Served) -> None:  # S13
     address = served.daemon.addresses[0]
     names = ("a flood of calls given up", "a flood of watches given up", "a flood of pings", "half headers")
     async with asyncio.timeout(20), asyncio.TaskGroup() as tasks:

@@ -109,6 +109,20 @@ async def test_an_upgraded_file_counts_what_is_used_from_then_on(data: Path) -> 
     assert after.total.usage.input_tokens == before.total.usage.input_tokens + 30
 
 
+async def test_an_upgraded_file_knows_of_its_runs_what_a_new_one_does(data: Path) -> None:  # C114
+    async with daemons.serve("sqlite", data, clock=ThenClock(), tools=tools((look_up, PURE))) as served:
+        await events_of(served.client.watch("going"))
+        store = served.daemon.log.store
+        ended = await store.ended("default", 1 << 62, 10)
+        assert [row.run_id for row in ended] == ["done", "second", "going"]
+        assert all(MADE_NS - 3600 * SECOND < row.end_time_ns for row in ended)
+    with closing(sqlite3.connect(data / FILE_NAME)) as connection:
+        pinned = connection.execute("SELECT run_id, definition IS NOT NULL FROM runs ORDER BY run_id").fetchall()
+        deleted = connection.execute("SELECT run_id FROM runs WHERE first_sequence > last_sequence").fetchall()
+    assert dict(pinned) == {"done": 1, "second": 1, "going": 1} | {run_id: 0 for (run_id,) in deleted}
+    assert fsck.check_all(data).problems == ()
+
+
 async def test_an_upgraded_file_has_the_tables_of_a_new_one(data: Path, tmp_path: Path) -> None:  # C114
     for home in (data, tmp_path / "new"):
         async with daemons.serve("sqlite", home):

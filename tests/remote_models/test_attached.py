@@ -35,7 +35,7 @@ def chat(text: str = "hello") -> Chat:
 
 
 def provider(served: Served) -> Any:
-    return served.daemon.house.models.current.provider("far")
+    return served.daemon.house.models.of("default").provider("far")
 
 
 async def model_ids(served: Served) -> list[str]:
@@ -213,7 +213,7 @@ async def test_a_server_that_drains_gets_no_more_calls_and_finishes_what_it_has(
         call = await asked(peer)
         await peer.drain()
         async with asyncio.timeout(WAIT_SECONDS):
-            while served.daemon.registry.named("default", "far").standing().is_there:  # type: ignore[union-attr]
+            while served.daemon.rooms.registry.named("default", "far").standing().is_there:  # type: ignore[union-attr]
                 await asyncio.sleep(0.01)
         second = asyncio.ensure_future(read(provider(served), chat("two")))
         await say(peer, call, piece("one"), end("one"))
@@ -261,7 +261,7 @@ async def test_the_name_of_a_provider_is_taken(served: Served) -> None:
         async with attached(address(served), "scripted", **HELLO):
             pass
     assert caught.value.code() is grpc.StatusCode.ALREADY_EXISTS
-    assert served.daemon.registry.named("default", "scripted") is None
+    assert served.daemon.rooms.registry.named("default", "scripted") is None
 
 
 async def test_another_hello_puts_other_models_in_place(served: Served) -> None:

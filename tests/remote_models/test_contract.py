@@ -22,7 +22,7 @@ async def dialled() -> AsyncIterator[Provider]:
     async with raw(scripted(Scripted())) as server, serve() as served:
         server.models = [model("echo")]
         await served.client.servers.register(server.registration())
-        yield served.daemon.house.models.current.provider("far")
+        yield served.daemon.house.models.of("default").provider("far")
 
 
 @asynccontextmanager
@@ -33,7 +33,7 @@ async def attaching() -> AsyncIterator[Provider]:
         asyncio.TaskGroup() as group,
     ):
         task = group.create_task(Attending(peer, scripted(Scripted())).run())
-        yield served.daemon.house.models.current.provider("far")
+        yield served.daemon.house.models.of("default").provider("far")
         task.cancel()
 
 

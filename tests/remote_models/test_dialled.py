@@ -47,7 +47,7 @@ def chat(text: str = "hello", **fields: Any) -> Chat:
 
 
 def provider(served: Served) -> Any:
-    return served.daemon.house.models.current.provider("far")
+    return served.daemon.house.models.of("default").provider("far")
 
 
 async def events_of(served: Served, run_id: str) -> list[Any]:
@@ -293,7 +293,7 @@ async def test_models_outlive_the_daemon_that_listed_them(tmp_path: Path) -> Non
             await served.client.servers.register(server.registration())
     async with serve(**where) as served:  # type: ignore[arg-type]
         assert await model_ids(served) == ["far/m", "far/vectors"]
-        made = served.daemon.registry.named("default", "far")
+        made = served.daemon.rooms.registry.named("default", "far")
         assert made is not None
         await served.client.servers.unregister(made.registration.id)
         assert await model_ids(served) == []

@@ -83,7 +83,7 @@ async def outcome(provider: Any) -> str:
 async def test_the_whole_answer_is_taken() -> None:
     async with raw(saying(*WHOLE)) as server, serve() as served:
         await served.client.servers.register(server.registration())
-        assert await outcome(served.daemon.house.models.current.provider("far")) == "answered"
+        assert await outcome(served.daemon.house.models.of("default").provider("far")) == "answered"
 
 
 @pytest.mark.timeout(120)
@@ -91,7 +91,7 @@ async def test_a_spoiled_answer_is_an_answer_or_a_typed_failure() -> None:
     met: dict[str, int] = {}
     async with raw() as server, serve() as served:
         await served.client.servers.register(server.registration())
-        provider = served.daemon.house.models.current.provider("far")
+        provider = served.daemon.house.models.of("default").provider("far")
         for seed in range(ROUNDS):
             server.play = saying(*spoiled(random.Random(seed)))
             reason = await outcome(provider)
@@ -104,7 +104,7 @@ async def test_a_spoiled_answer_is_an_answer_or_a_typed_failure() -> None:
 async def test_an_answer_that_is_cut_anywhere_is_broken(cut: int) -> None:
     async with raw(saying(*WHOLE[:cut])) as server, serve() as served:
         await served.client.servers.register(server.registration())
-        provider = served.daemon.house.models.current.provider("far")
+        provider = served.daemon.house.models.of("default").provider("far")
         assert await outcome(provider) == "PROVIDER_STREAM_BROKEN"
 
 
@@ -131,9 +131,9 @@ async def test_many_calls_at_once_get_an_answer_each_their_own(mode: str) -> Non
             hello = {"models": [model("m")], "tools": [], "max_concurrent_calls": 64}
             async with attached(served.daemon.addresses[0], "far", **hello) as peer:
                 task = group.create_task(Attending(peer, play).run())
-                await every(served.daemon.house.models.current.provider("far"))
+                await every(served.daemon.house.models.of("default").provider("far"))
                 task.cancel()
         else:
             async with raw(play) as server:
                 await served.client.servers.register(server.registration())
-                await every(served.daemon.house.models.current.provider("far"))
+                await every(served.daemon.house.models.of("default").provider("far"))

@@ -271,7 +271,7 @@ async def test_vectors_come_in_the_order_of_the_texts(mode: str, caplog: pytest.
 async def test_a_server_that_drains_finishes_what_it_has_and_takes_no_more(mode: str) -> None:
     async with aviary(mode) as (birds, served):
         server = birds.server
-        held = served.daemon.house.models.current.provider("birds")
+        held = served.daemon.house.models.of("default").provider("birds")
         answer = asyncio.ensure_future(served.client.chat.complete(chat("held")))
         async with asyncio.timeout(WAIT_SECONDS):
             await birds.begun.wait()

@@ -34,14 +34,14 @@ async def opened(clock: HandClock, allowance: Allowance | None = None) -> Endpoi
 
 async def test_health_is_one_value_while_all_is_well_and_again_when_it_is() -> None:
     endpoints = Endpoints(HandClock(), POLICY)
-    well = endpoints.health()
+    well = endpoints.health("default")
     await attempt(endpoints)
-    assert endpoints.health() is well
+    assert endpoints.health("default") is well
     assert endpoints.success_ns("a/m") > 0
     with pytest.raises(ProviderFailure):
         await attempt(endpoints, DOWN)
     await attempt(endpoints)
-    assert endpoints.health() is well
+    assert endpoints.health("default") is well
     assert endpoints.condition("a/m") is WELL
 
 
@@ -54,7 +54,7 @@ async def test_nothing_leaves_for_an_endpoint_that_is_left_alone_and_that_is_no_
     assert caught.value.failure_class == NOT_SENT
     assert caught.value.retry_after_seconds == pytest.approx(60.0, abs=5)
     assert endpoints.condition("a/m") == before
-    assert endpoints.health().open_until_ns["a/m"] == before.open_until_ns
+    assert endpoints.health("default").open_until_ns["a/m"] == before.open_until_ns
 
 
 @pytest.mark.parametrize("ending", [asyncio.CancelledError(), GeneratorExit(), ValueError()])
@@ -83,11 +83,11 @@ async def test_a_spent_budget_is_seen_by_decisions_until_time_or_successes_fill_
     clock = HandClock()
     endpoints = Endpoints(clock, POLICY)
     await attempt(endpoints, is_retry=True)
-    spent_until_ns = endpoints.health().spent_until_ns["a/m"]
+    spent_until_ns = endpoints.health("default").spent_until_ns["a/m"]
     assert spent_until_ns == pytest.approx(clock.now_ns() + 900 * SECOND, abs=10 * SECOND)
     for _ in range(10):
         await attempt(endpoints)
-    assert not endpoints.health().spent_until_ns
+    assert not endpoints.health("default").spent_until_ns
 
 
 async def test_an_attempt_that_may_not_leave_gives_its_turn_back() -> None:

@@ -46,6 +46,8 @@ class Vendor:
     act: Callable[[int], Answer] = lambda number: FINE
     """What to do with a request, by its number from 1."""
     asked: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str] = field(default_factory=list)
+    """The bearer token of each request."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     """Set by each request."""
     open: int = 0
@@ -74,6 +76,8 @@ class Vendor:
         self.most_open = max(self.most_open, self.open)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
+            key = re.search(rb"authorization: Bearer (\S+)", head, re.IGNORECASE)
+            self.keys.append(key[1].decode() if key else "")
             length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
             self.asked.append(json.loads(await reader.readexactly(int(length[1]) if length else 0)))
             answer = self.act(len(self.asked))

@@ -18,6 +18,7 @@ from behestd.log.sqlite import BALLAST_BYTES
 from behestd.runtime.house import Limits
 from tests import daemons
 from tests.daemons import Served, refused
+from tests.lifecycle.test_health import DOWN, UP, check
 from tests.runs.scenes import NON_IDEMPOTENT, OPEN, PURE, Ledger, events_of, finished, kinds, only, tools, until_kind
 
 LIMITS = Limits(full_retry_seconds=0.1)
@@ -110,6 +111,13 @@ async def nothing_can_be_written(served: Served, place: Path, ledger: Ledger) ->
         assert kinds(await until_kind(late.watch("paying"), "tool_started"))[-1] == "tool_started"
     held("reads and watches go on")
 
+    async def is_not_ready() -> bool:
+        return await check(served, "readiness") == DOWN
+
+    await until(is_not_ready)
+    assert await check(served, "liveness") == UP
+    held("it says that it is not ready")
+
 
 async def it_recovers_by_itself(served: Served, place: Path, ledger: Ledger) -> None:
     """When there is space again, what was kept is committed, and new runs are taken."""
@@ -128,6 +136,12 @@ async def it_recovers_by_itself(served: Served, place: Path, ledger: Ledger) -> 
         return not served.daemon.log.store.is_degraded
 
     await until(is_open)
+
+    async def is_ready() -> bool:
+        return await check(served, "readiness") == UP
+
+    await until(is_ready)
+    held("it says that it is ready again")
     output = await (await client.run("/say new")).result()
     assert output.text == "new"
     assert list((await client.daemon.status()).refusing_reasons) == []

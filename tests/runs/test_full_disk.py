@@ -27,7 +27,9 @@ PROMISES = [
     "what was created before is told",
     "commands are refused at once",
     "reads and watches go on",
+    "it says that it is not ready",
     "what an effect brought is kept and committed",
+    "it says that it is ready again",
     "it recovers by itself",
     "held",
 ]
@@ -42,7 +44,7 @@ def limit_pages(served: Served, more: int) -> None:
     connection.execute(f"PRAGMA max_page_count = {pages + more}")
 
 
-def test_a_daemon_on_a_really_full_file_system_keeps_its_promises(tmp_path: Path) -> None:  # matrix row 16
+def test_a_daemon_on_a_really_full_file_system_keeps_its_promises(tmp_path: Path) -> None:  # matrix row 16, C134
     place = tmp_path / "small"
     place.mkdir()
     mounted = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=80m tmpfs "$1" && shift && exec "$@"', "sh"]

@@ -38,7 +38,7 @@ async def test_a_late_answer_settles_a_call_whose_outcome_is_unknown(mode: str) 
         assert resolved.result.parts[0].text.text == RECEIPT
         assert kinds(events)[-1] == "run_completed"
         assert len(place.bank.calls) == 1
-        assert place.served.daemon.late.statistics().settled == 1
+        assert place.served.daemon.rooms.late.statistics().settled == 1
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -51,10 +51,10 @@ async def test_a_late_answer_to_a_call_that_somebody_settled_is_dropped_and_coun
         await client.tool_calls.resolve(unknown.call_id, Executed.EXECUTED_YES, reason="the bank says so")
         before = await events_of(run)
         place.link.release()
-        await until(lambda: place.served.daemon.late.statistics().dropped == 1)
+        await until(lambda: place.served.daemon.rooms.late.statistics().dropped == 1)
         assert await events_of(client.watch(run.run_id)) == before
         assert [resolved.by for resolved in only(before, "tool_resolved")] != ["late_reply"]
-        assert place.served.daemon.late.statistics().settled == 0
+        assert place.served.daemon.rooms.late.statistics().settled == 0
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -63,7 +63,7 @@ async def test_an_error_of_a_call_that_was_told_to_stop_settles_nothing(mode: st
     async with banking(mode, PAYMENT) as place:
         run = await place.served.client.run("/tool ponder {} /next /say done")
         events = await until_kind(run, "run_waiting")
-        await until(lambda: place.served.daemon.late.statistics().dropped == 1)
+        await until(lambda: place.served.daemon.rooms.late.statistics().dropped == 1)
         record = await place.served.client.runs.get(run.run_id)
         assert kinds(events)[-2:] == ["tool_outcome_unknown", "run_waiting"]
         assert record.head_sequence == events[-1].sequence
@@ -75,9 +75,9 @@ async def test_a_late_answer_that_nobody_waits_for_is_counted_as_a_stray() -> No
         run = await place.served.client.run("/tool pay {} /next /say done")
         events = await events_of(run)
         assert only(events, "tool_failed")[-1].is_final
-        bank = place.served.daemon.registry.named("default", NAME)
+        bank = place.served.daemon.rooms.registry.named("default", NAME)
         assert isinstance(bank, Attached)
         assert bank.remote.strays == 0
         place.link.release()
         await until(lambda: bank.remote.strays == 1)
-        assert place.served.daemon.late.statistics() == type(place.served.daemon.late.statistics())(0, 0)
+        assert place.served.daemon.rooms.late.statistics() == type(place.served.daemon.rooms.late.statistics())(0, 0)

@@ -21,7 +21,7 @@ from tests.sdk.daemon import RUN_ID, FakeDaemon, served, status, story, with_ret
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
-QUICK = Patience(call_seconds=0.2, repeat_seconds=0.3, pause_seconds=0.02)
+QUICK = Patience(call_seconds=0.2, repeat_seconds=0.3, pause_seconds=0.02, drain_seconds=0.3)
 
 
 @asynccontextmanager

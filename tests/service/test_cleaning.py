@@ -70,8 +70,8 @@ async def test_scratch_data_that_has_expired_is_deleted_in_the_background(store:
         await set_data(client, "later", 2 * DAY)
         for number in range(5):
             await set_data(client, f"soon{number}", 60)
-        rounds = daemon.cleaning.statistics().rounds
-        await until(lambda: _is(daemon.cleaning.statistics().rounds > rounds + 1))
+        rounds = daemon.rooms.cleaning.statistics().rounds
+        await until(lambda: _is(daemon.rooms.cleaning.statistics().rounds > rounds + 1))
         assert len(await stored(daemon)) == 7, "nothing has expired"
         clock.move(61)
 
@@ -79,7 +79,7 @@ async def test_scratch_data_that_has_expired_is_deleted_in_the_background(store:
             return await stored(daemon) == ["kept", "later"]
 
         await until(is_clean)
-        assert daemon.cleaning.statistics().records == 5
+        assert daemon.rooms.cleaning.statistics().records == 5
 
 
 async def _is(what: bool) -> bool:
@@ -94,11 +94,11 @@ async def test_a_round_deletes_in_small_commits_and_a_bounded_number_of_them(sto
             puts = [Put(Record("default", "x", str(n), b"", expire_time_ns=now_ns)) for n in range(start, start + 500)]
             await daemon.log.commit(Change(puts=tuple(puts)))
         before = daemon.log.store.statistics().items
-        await daemon.cleaning.clean()
-        assert daemon.cleaning.statistics().records == 10_000
+        await daemon.rooms.cleaning.clean()
+        assert daemon.rooms.cleaning.statistics().records == 10_000
         assert daemon.log.store.statistics().items - before == 50
-        await daemon.cleaning.clean()
-        assert daemon.cleaning.statistics() == Statistics(2, 10_500, 0)
+        await daemon.rooms.cleaning.clean()
+        assert daemon.rooms.cleaning.statistics() == Statistics(2, 10_500, 0)
 
 
 async def orphan(daemon: Daemon, content: bytes) -> bytes:
@@ -123,16 +123,16 @@ async def test_a_blob_that_nothing_names_is_collected_when_it_is_old_enough(stor
     async with cleaned(store) as (daemon, client, clock):
         named = await client.artifacts.upload(b"named", name="a.txt")
         lost = await orphan(daemon, b"lost")
-        await daemon.cleaning.clean()
+        await daemon.rooms.cleaning.clean()
         assert await is_there(daemon, lost), "it may be about to be named"
         clock.move(DAY - 60)
-        await daemon.cleaning.clean()
+        await daemon.rooms.cleaning.clean()
         assert await is_there(daemon, lost)
         clock.move(120)
-        await daemon.cleaning.clean()
+        await daemon.rooms.cleaning.clean()
         assert not await is_there(daemon, lost)
         assert await client.artifacts.read(named.id) == b"named"
-        assert daemon.cleaning.statistics().blobs == 1
+        assert daemon.rooms.cleaning.statistics().blobs == 1
 
 
 @pytest.mark.parametrize("store", ["memory", "sqlite"])
@@ -141,7 +141,7 @@ async def test_content_that_is_named_again_before_it_is_collected_stays(store: s
         lost = await orphan(daemon, b"same content")
         clock.move(2 * DAY)
         artifact = await client.artifacts.upload(b"same content", name="b.txt")
-        await daemon.cleaning.clean()
+        await daemon.rooms.cleaning.clean()
         assert await is_there(daemon, lost)
         assert await client.artifacts.read(artifact.id) == b"same content"
 
@@ -152,8 +152,8 @@ async def test_collecting_goes_on_round_after_round_and_finds_the_few_among_the_
         lost = [await orphan(daemon, f"lost {number}".encode()) for number in range(40)]
         clock.move(2 * DAY)
         for _ in range(3):
-            await daemon.cleaning.clean()
-        assert daemon.cleaning.statistics().blobs == 40
+            await daemon.rooms.cleaning.clean()
+        assert daemon.rooms.cleaning.statistics().blobs == 40
         assert not any([await is_there(daemon, sha256) for sha256 in lost])
         for name in names:
             assert await client.artifacts.read(name)
@@ -161,7 +161,7 @@ async def test_collecting_goes_on_round_after_round_and_finds_the_few_among_the_
 
 async def daemon_keep(daemon: Daemon, number: int) -> str:
     """Keep an artifact as the runtime does."""
-    artifacts = daemon.cleaning._artifacts
+    artifacts = daemon.rooms.cleaning._artifacts
     return (await artifacts.keep("default", Artifact(name=f"{number}.txt"), f"kept {number}".encode())).id
 
 

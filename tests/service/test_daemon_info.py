@@ -9,7 +9,6 @@ from behest.v1.daemon_service_pb2 import (
     DrainRequest,
     GetConfigRequest,
     ReloadRequest,
-    SetPausedRequest,
 )
 from behest.v1.event_service_pb2 import WatchEventsRequest
 from behest.v1.run_state_pb2 import DurabilityClass, RunState
@@ -71,7 +70,7 @@ async def test_the_status_counts_runs_calls_watches_and_commits() -> None:
         watch.cancel()
         ledger.opened.set()
         await events_of(second)
-        await until(lambda: served.daemon.supervisor.runs() == [])
+        await until(lambda: served.daemon.rooms.supervisor.runs() == [])
         assert (await served.client.daemon.status()).tool_calls == 0
 
 
@@ -104,7 +103,7 @@ async def test_a_drain_begins_at_once_and_cannot_be_taken_back(served: Served) -
         assert await served.daemon.stopped() == 0
 
 
-async def test_what_is_not_offered_yet_is_refused_as_unsupported(served: Served) -> None:
+async def test_a_daemon_that_no_configuration_was_read_for_has_none_to_show(served: Served) -> None:
     stub = served.client.stubs.daemon
-    for call in (stub.GetConfig(GetConfigRequest()), stub.Reload(ReloadRequest()), stub.SetPaused(SetPausedRequest())):
+    for call in (stub.GetConfig(GetConfigRequest()), stub.Reload(ReloadRequest())):
         assert reason(await failure(call)) == "REQUEST_UNSUPPORTED"

@@ -170,7 +170,7 @@ async def test_a_silent_stream_has_heartbeats_with_its_cursor() -> None:
 async def test_a_stranger_sees_no_event_and_cannot_use_the_cursor(served: Served) -> None:  # C140
     await ran(served)
     cursor = await _cursor_now(served)
-    handlers = dict(Events(served.daemon.log, served.daemon.watches).handlers())
+    handlers = dict(Events(served.daemon.log, served.daemon.rooms.watches).handlers())
     eve = Caller("eve", "other", frozenset({"runs:read"}))
     async with serving(handlers, authenticate=lambda context: eve) as edge, connect(edge) as channel:
         watch = EventServiceStub(channel).WatchEvents
@@ -188,7 +188,7 @@ async def test_a_drain_ends_the_stream_and_its_cursor_goes_on(tmp_path: Any) -> 
         stream = served.client.stubs.events.WatchEvents(WatchEventsRequest())
         events, cursor = await caught_up(stream)
         assert events == log
-        served.daemon.watches.drain()
+        served.daemon.rooms.watches.drain()
         served.daemon.log.changes.wake()
         error = await failure(stream.read())
         assert reason(error) == "RUNTIME_DRAINING"

@@ -370,7 +370,10 @@ async def test_servers_come_in_pages_and_pass_filters(served: Served) -> None:
 async def served_to(served: Served, caller: Caller) -> AsyncIterator[tuple[RegistryServiceStub, ToolServiceStub]]:
     """Serve the registry and the tools of a daemon to another caller."""
     daemon = served.daemon
-    parts = (Servers(daemon.house, daemon.registry, Settings()), Tools(daemon.house, daemon.calls, Settings()))
+    parts = (
+        Servers(daemon.house, daemon.rooms.registry, Settings()),
+        Tools(daemon.house, daemon.rooms.calls, Settings()),
+    )
     handlers = {name: handler for part in parts for name, handler in part.handlers().items()}
     async with serving(handlers, authenticate=lambda context: caller) as edge, connect(edge) as channel:
         yield RegistryServiceStub(channel), ToolServiceStub(channel)
@@ -393,7 +396,7 @@ async def test_servers_and_tools_of_another_namespace_are_not_there() -> None:  
         assert await served.client.servers.get(server.id)
 
 
-async def test_a_name_belongs_to_the_principal_that_registered_it() -> None:
+async def test_a_name_belongs_to_the_principal_that_registered_it() -> None:  # S7
     scopes = frozenset({"tools:register"})
     async with tool_server() as port, serve() as served:
         server = await served.client.servers.register(registration(port))

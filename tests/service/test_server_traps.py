@@ -142,7 +142,7 @@ async def test_a_request_that_cannot_be_decoded_is_malformed_in_unary_calls_and_
             assert (error.code(), reason(error)) == (CODE.INVALID_ARGUMENT, "REQUEST_MALFORMED")
 
 
-async def test_limits_of_four_mib_are_kept_by_grpc_itself_on_both_sides() -> None:
+async def test_limits_of_four_mib_are_kept_by_grpc_itself_on_both_sides() -> None:  # S13
     # C142: without details; docs/errors.md lists it.
     async def large(request: rs.GetRunRequest, call: Call) -> rs.GetRunResponse:
         response = rs.GetRunResponse()
@@ -162,7 +162,7 @@ async def test_limits_of_four_mib_are_kept_by_grpc_itself_on_both_sides() -> Non
             assert (error.code(), reason(error)) == (CODE.RESOURCE_EXHAUSTED, "")
 
 
-async def test_metadata_over_the_limit_is_refused_by_grpc_itself() -> None:
+async def test_metadata_over_the_limit_is_refused_by_grpc_itself() -> None:  # S13
     async with serving({edges.GET: answer}) as edge, connect(edge) as channel:
         error = await failure(channel.unary_unary(edges.GET)(b"", metadata=(("x-large", "x" * 17_000),)))
     assert (error.code(), reason(error)) == (CODE.RESOURCE_EXHAUSTED, "")
@@ -210,7 +210,7 @@ async def test_a_cancelled_call_cancels_its_handler_and_nothing_is_logged(caplog
     assert caplog.records == []
 
 
-async def test_a_unary_call_without_a_deadline_gets_one_and_a_stream_does_not() -> None:
+async def test_a_unary_call_without_a_deadline_gets_one_and_a_stream_does_not() -> None:  # S13
     # C143
     gate = Gate()
 

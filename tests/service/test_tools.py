@@ -236,7 +236,7 @@ async def test_a_call_with_a_key_outlives_its_stream_and_can_be_asked_about() ->
         told = await waiting
         assert (told.state, told.result.parts[0].text.text) == (CallState.CALL_STATE_DONE, "done pay 5")
         assert (told.result.call_id, told.result.name) == ("c1", "pay")
-        assert served.daemon.calls.statistics().in_flight == 0
+        assert served.daemon.rooms.calls.statistics().in_flight == 0
 
 
 async def test_a_call_without_a_key_is_stopped_when_its_client_leaves() -> None:
@@ -254,8 +254,8 @@ async def test_a_call_without_a_key_is_stopped_when_its_client_leaves() -> None:
         with pytest.raises(asyncio.CancelledError):
             await reading
         await until(lambda: ledger.stopped == ["pay"])
-        await until(lambda: served.daemon.calls.statistics().in_flight == 0)
-        assert served.daemon.calls.statistics().remembered == 0
+        await until(lambda: served.daemon.rooms.calls.statistics().in_flight == 0)
+        assert served.daemon.rooms.calls.statistics().remembered == 0
 
 
 async def test_a_running_call_is_cancelled_by_its_key() -> None:
@@ -345,6 +345,6 @@ async def test_calls_in_flight_are_let_go_when_the_daemon_stops() -> None:
         call = asyncio.ensure_future(fails(served, CallToolRequest(tool_name="work", idempotency_key="k")))
         async with asyncio.timeout(5):
             await ledger.reached.wait()
-        await served.daemon.calls.drain(0.0)
+        await served.daemon.rooms.calls.drain(0.0)
         assert reason(await call) == "TOOL_UNAVAILABLE"
         assert reason(await fails(served, CallToolRequest(tool_name="work"))) == "RUNTIME_DRAINING"

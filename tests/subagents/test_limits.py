@@ -147,7 +147,7 @@ async def grown(served: daemons.Served, leaves: int) -> None:
     """Wait until a tree has so many leaves that have asked their model."""
 
     async def is_grown() -> bool:
-        supervisor = served.daemon.supervisor
+        supervisor = served.daemon.rooms.supervisor
         runs = [run for run in supervisor.runs() if run.created.parent.depth == DEPTH]
         born = [run for run in runs if supervisor.driver("default", run.id) is not None]
         return sum(run.step.open is not None for run in born) == leaves
@@ -196,7 +196,7 @@ async def test_whenever_a_cancel_comes_no_child_run_goes_on(count: int = 24) -> 
 
 async def nothing_lives(served: daemons.Served) -> bool:
     """Whether no run is driven any more."""
-    return not served.daemon.supervisor.runs() and len(served.daemon.house.kin) == 0
+    return not served.daemon.rooms.supervisor.runs() and len(served.daemon.house.kin) == 0
 
 
 async def test_a_tree_whose_root_is_ended_by_force_ends_below_too() -> None:  # C101

@@ -72,7 +72,7 @@ async def test_runs_at_once_see_their_own_tools_and_nothing_remains(first: str) 
             assert [started.name for started in only(events, "tool_started")] == ["hold", colour]
         # Nothing is left of either scope.
         assert sorted(served.daemon.house.tools.snapshot("default").tools) == before
-        assert served.daemon.supervisor.runs() == []
+        assert served.daemon.rooms.supervisor.runs() == []
         assert await offered(served) == before
 
 

@@ -183,7 +183,7 @@ def identity(pem: dict[str, bytes], name: str) -> grpc.ServerCredentials:
 
 async def test_the_certificate_must_be_for_the_name_that_was_registered_and_not_for_what_it_stands_for(
     tmp_path: Path,
-) -> None:
+) -> None:  # S7
     pem = certificates(tmp_path, "tools.test", "other.test")
     rules = Rules(allowed=allow_list(["127.0.0.0/8"]))
     tokens: list[str] = []
@@ -207,7 +207,7 @@ async def test_the_certificate_must_be_for_the_name_that_was_registered_and_not_
     assert tokens == []
 
 
-async def test_a_certificate_that_was_swapped_or_is_of_another_authority_ends_the_trust(tmp_path: Path) -> None:
+async def test_a_certificate_that_was_swapped_or_is_of_another_authority_ends_the_trust(tmp_path: Path) -> None:  # S7
     (tmp_path / "evil").mkdir()
     pem = certificates(tmp_path, "tools.test", "other.test")
     evil = certificates(tmp_path / "evil", "tools.test")
@@ -355,7 +355,7 @@ async def test_a_daemon_refuses_a_registration_by_the_rule(address: str, rule: s
 @pytest.mark.parametrize(
     "found", [["10.0.0.1"], ["169.254.169.254"], ["8.8.8.8", "127.0.0.1", "192.168.0.1"], ["fd00::1"]]
 )
-async def test_a_daemon_refuses_a_name_for_what_it_stands_for(found: list[str]) -> None:
+async def test_a_daemon_refuses_a_name_for_what_it_stands_for(found: list[str]) -> None:  # S8
     async with serve(resolve=Names([found]).resolve) as served:
         asked = registration("tools.example.org:443")
         asked.tls.server_name = "tools.example.org"
@@ -365,7 +365,7 @@ async def test_a_daemon_refuses_a_name_for_what_it_stands_for(found: list[str]) 
         assert [server async for server in served.client.servers.list()] == []
 
 
-async def test_a_daemon_refuses_what_is_not_on_the_operators_list() -> None:
+async def test_a_daemon_refuses_what_is_not_on_the_operators_list() -> None:  # S8
     async with serve(endpoints=allow_list(["*.tools.test"]), resolve=Names([OSError()]).resolve) as served:
         asked = registration("evil.test:443")
         asked.tls.server_name = "evil.test"
@@ -379,7 +379,7 @@ async def test_a_daemon_refuses_what_is_not_on_the_operators_list() -> None:
         assert server.state == ServerState.SERVER_STATE_CONNECTING
 
 
-async def test_a_run_is_told_that_a_name_has_turned_bad_and_nothing_is_sent() -> None:
+async def test_a_run_is_told_that_a_name_has_turned_bad_and_nothing_is_sent() -> None:  # S8
     names = Names([["127.0.0.1"]])
     async with serve(operator=OPEN, resolve=names.resolve) as served:
         async with tool_server() as server:

@@ -74,7 +74,7 @@ def test_localhost_is_dialled_in_plaintext_only_as_loopback() -> None:
     assert rule("localhost:7801", Rules()) == "loopback is allowed in local mode only"
 
 
-def test_other_hosts_are_dialled_with_tls_only() -> None:
+def test_other_hosts_are_dialled_with_tls_only() -> None:  # S8
     assert check(place(PUBLIC), Rules(), has_tls=True).target == f"ipv4:{PUBLIC}:443"
     assert check(place(PUBLIC_V6), Rules(), has_tls=True).target == f"ipv6:[{PUBLIC_V6}]:443"
     for address in ("tools.example.org:443", place(PUBLIC), place("10.0.0.1"), place(PUBLIC_V6)):
@@ -82,7 +82,7 @@ def test_other_hosts_are_dialled_with_tls_only() -> None:
             assert rule(address, rules, has_tls=False) == "plaintext is allowed to loopback only"
 
 
-def test_a_name_is_dialled_by_the_addresses_that_were_judged() -> None:
+def test_a_name_is_dialled_by_the_addresses_that_were_judged() -> None:  # S8
     endpoint = check("tools.example.org:443", Rules(), has_tls=True)
     assert endpoint.targets([PUBLIC]) == (f"ipv4:{PUBLIC}:443",)
     assert endpoint.targets([PUBLIC, PUBLIC_V6, PUBLIC, "8.8.8.8"]) == (
@@ -112,12 +112,12 @@ def test_a_socket_is_dialled_when_the_configuration_says_so() -> None:
         "host,evil:80", "host\n:80", "-host:80", "a" * 64 + ":80", "a." * 127 + "a:80", "host#@evil:80", "host?x:80",
     ],
 )  # fmt: skip
-def test_what_is_no_plain_host_and_port_is_refused(address: str) -> None:
+def test_what_is_no_plain_host_and_port_is_refused(address: str) -> None:  # S8
     assert rule(address, LOCAL)
 
 
 @pytest.mark.parametrize("literal", NOT_PUBLIC)
-def test_an_address_that_is_not_public_is_refused_written_and_looked_up(literal: str) -> None:
+def test_an_address_that_is_not_public_is_refused_written_and_looked_up(literal: str) -> None:  # S8
     expected = "addresses that are not public are called only when they are allowed"
     for rules in (Rules(), LOCAL):
         assert rule(place(literal), rules) == expected
@@ -126,7 +126,7 @@ def test_an_address_that_is_not_public_is_refused_written_and_looked_up(literal:
 
 
 @pytest.mark.parametrize("literal", SECRETIVE)
-def test_link_local_and_metadata_are_refused_even_to_the_configuration(literal: str) -> None:
+def test_link_local_and_metadata_are_refused_even_to_the_configuration(literal: str) -> None:  # S8
     expected = "link-local and metadata addresses are called only when they are allowed"
     wide = allow_list(["0.0.0.0/0", "::/0"])
     for rules in (Rules(), LOCAL, CONFIGURED):
@@ -140,14 +140,14 @@ def test_link_local_and_metadata_are_refused_even_to_the_configuration(literal: 
 
 
 @pytest.mark.parametrize("literal", NEVER)
-def test_what_is_nobodys_address_is_never_dialled(literal: str) -> None:
+def test_what_is_nobodys_address_is_never_dialled(literal: str) -> None:  # S8
     for rules in (Rules(), LOCAL, CONFIGURED, Rules(allowed=allow_list(["0.0.0.0/0", "::/0"]))):
         assert rule(place(literal), rules) == "not the address of a server"
         assert rule_of([literal], rules) == "not the address of a server"
 
 
 @pytest.mark.parametrize("literal", LOOPBACK)
-def test_a_name_does_not_lead_to_loopback_beyond_local_mode(literal: str) -> None:
+def test_a_name_does_not_lead_to_loopback_beyond_local_mode(literal: str) -> None:  # S8
     assert rule_of([literal], Rules()) == "loopback is allowed in local mode only"
     assert rule_of([PUBLIC, literal], Rules()) == "loopback is allowed in local mode only"
     assert rule(place(literal), Rules()) == "loopback is allowed in local mode only"

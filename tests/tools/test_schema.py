@@ -53,7 +53,7 @@ REFUSED: dict[str, object] = {
 
 
 @pytest.mark.parametrize("schema", REFUSED.values(), ids=REFUSED)
-def test_a_schema_that_is_no_good_is_refused_with_little_work(schema: object) -> None:  # C026
+def test_a_schema_that_is_no_good_is_refused_with_little_work(schema: object) -> None:  # C026 S12
     began = time.process_time()
     with pytest.raises(InvalidRequest) as refused:
         Validators().check_tool(tool(schema))
@@ -102,7 +102,7 @@ BOMBS: dict[str, tuple[object, str]] = {
 
 
 @pytest.mark.parametrize(("schema", "arguments"), BOMBS.values(), ids=BOMBS)
-def test_arguments_that_are_no_good_are_told_with_little_work(schema: object, arguments: str) -> None:
+def test_arguments_that_are_no_good_are_told_with_little_work(schema: object, arguments: str) -> None:  # S12
     validators = Validators()
     validators.check_tool(tool(schema))
     began = time.process_time()
@@ -118,7 +118,7 @@ def test_recursive_schemas_are_taken_as_deep_as_arguments_go() -> None:
     assert validators.arguments(tool(tree), nested(31)) == ""
 
 
-def test_a_long_chain_of_references_is_followed_without_recursion() -> None:
+def test_a_long_chain_of_references_is_followed_without_recursion() -> None:  # S12
     chain = {"type": "object", "$defs": CHAIN, "properties": {"x": {"$ref": "#/$defs/d0"}}}
     Validators().check_tool(tool(chain))
 

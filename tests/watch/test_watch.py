@@ -331,7 +331,7 @@ async def test_a_drain_ends_a_watch_with_where_to_resume() -> None:  # W13
         stream = open_stream(served, run.run_id)
         frame = await stream.read()
         ending = asyncio.ensure_future(stream.read())
-        served.daemon.watches.drain()
+        served.daemon.rooms.watches.drain()
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await asyncio.wait_for(ending, 5)
 

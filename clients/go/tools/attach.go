@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/durationpb"
 
@@ -31,7 +32,8 @@ var errSilent = errors.New("the daemon fell silent")
 // Reasons that no other attempt to attach will change.
 var final = []string{
 	"TOOL_SERVER_NAME_TAKEN", "TOOL_NAME_TAKEN", "TOOL_NAME_INVALID", "TOOL_SCHEMA_INVALID", "TOOL_ENDPOINT_REFUSED",
-	"AUTH_REQUIRED", "AUTH_SCOPE_MISSING", "REQUEST_INVALID", "REQUEST_UNSUPPORTED", behest.ReasonUnimplemented,
+	"AUTH_REQUIRED", "AUTH_CREDENTIAL_INVALID", "AUTH_CREDENTIAL_EXPIRED", "AUTH_CREDENTIAL_REVOKED",
+	"AUTH_SCOPE_MISSING", "REQUEST_INVALID", "REQUEST_UNSUPPORTED", behest.ReasonUnimplemented,
 }
 
 // Attach serves over a stream to the daemon at HOST:PORT, under a name, until the context ends; then it takes no more
@@ -44,7 +46,15 @@ func (s *Server) Attach(ctx context.Context, target, name string) error {
 		return err
 	}
 	defer s.close()
-	connection, err := behest.Dial(target, s.credentials, s.dial...)
+	dial := s.dial
+	if s.daemonToken != "" {
+		bearer, err := behest.DialToken(s.daemonToken, target, s.credentials)
+		if err != nil {
+			return err
+		}
+		dial = append([]grpc.DialOption{bearer}, dial...)
+	}
+	connection, err := behest.Dial(target, s.credentials, dial...)
 	if err != nil {
 		return err
 	}

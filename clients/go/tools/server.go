@@ -30,6 +30,7 @@ type Server struct {
 	path        string
 	retention   time.Duration
 	token       string
+	daemonToken string
 	grace       time.Duration
 	concurrency int
 	serve       []grpc.ServerOption
@@ -56,6 +57,9 @@ func RememberIn(path string) Option { return func(s *Server) { s.path = path } }
 
 // Retention sets how long a call is remembered after its last change. Default 72 h; a daemon asks for 48 h at least.
 func Retention(retention time.Duration) Option { return func(s *Server) { s.retention = retention } }
+
+// DaemonToken sets the bearer token that Attach shows to the daemon: over TLS, or to this machine.
+func DaemonToken(token string) Option { return func(s *Server) { s.daemonToken = token } }
 
 // Token sets the bearer token that callers of Serve must bring.
 func Token(token string) Option { return func(s *Server) { s.token = token } }

@@ -218,8 +218,18 @@ type ClientLimits struct {
 	WatchHeartbeat *durationpb.Duration `protobuf:"bytes,13,opt,name=watch_heartbeat,json=watchHeartbeat,proto3" json:"watch_heartbeat,omitempty"`
 	// Deadline of unary calls that bring none.
 	DefaultDeadline *durationpb.Duration `protobuf:"bytes,14,opt,name=default_deadline,json=defaultDeadline,proto3" json:"default_deadline,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Largest JSON Schema of a tool or an answer.
+	SchemaBytes int64 `protobuf:"varint,15,opt,name=schema_bytes,json=schemaBytes,proto3" json:"schema_bytes,omitempty"`
+	// Most levels of brackets of such a schema.
+	SchemaDepth int32 `protobuf:"varint,16,opt,name=schema_depth,json=schemaDepth,proto3" json:"schema_depth,omitempty"`
+	// Most subschemas of such a schema.
+	SchemaNodes int32 `protobuf:"varint,17,opt,name=schema_nodes,json=schemaNodes,proto3" json:"schema_nodes,omitempty"`
+	// Most calls of one principal's runs that wait for an approval at once.
+	PendingApprovals int32 `protobuf:"varint,18,opt,name=pending_approvals,json=pendingApprovals,proto3" json:"pending_approvals,omitempty"`
+	// Largest input of a run.
+	InputBytes    int64 `protobuf:"varint,19,opt,name=input_bytes,json=inputBytes,proto3" json:"input_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ClientLimits) Reset() {
@@ -348,6 +358,41 @@ func (x *ClientLimits) GetDefaultDeadline() *durationpb.Duration {
 		return x.DefaultDeadline
 	}
 	return nil
+}
+
+func (x *ClientLimits) GetSchemaBytes() int64 {
+	if x != nil {
+		return x.SchemaBytes
+	}
+	return 0
+}
+
+func (x *ClientLimits) GetSchemaDepth() int32 {
+	if x != nil {
+		return x.SchemaDepth
+	}
+	return 0
+}
+
+func (x *ClientLimits) GetSchemaNodes() int32 {
+	if x != nil {
+		return x.SchemaNodes
+	}
+	return 0
+}
+
+func (x *ClientLimits) GetPendingApprovals() int32 {
+	if x != nil {
+		return x.PendingApprovals
+	}
+	return 0
+}
+
+func (x *ClientLimits) GetInputBytes() int64 {
+	if x != nil {
+		return x.InputBytes
+	}
+	return 0
 }
 
 // StorageInfo says where the log is kept, and what that is worth.
@@ -544,8 +589,23 @@ type GetStatusResponse struct {
 	MemoryBytes int64 `protobuf:"varint,12,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	// Models that are not healthy, by id, at most 100; GetModel says how they are.
 	UnhealthyModels []string `protobuf:"bytes,13,rep,name=unhealthy_models,json=unhealthyModels,proto3" json:"unhealthy_models,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// What is too much, so that no new runs are taken: `commits` that take too long, `memory`, `disk` or `runs`. Clients
+	// must tolerate others. Empty = nothing is.
+	OverloadCauses []string `protobuf:"bytes,20,rep,name=overload_causes,json=overloadCauses,proto3" json:"overload_causes,omitempty"`
+	// Runs refused since the start, because something was too much or for a quota.
+	RefusedRuns int64 `protobuf:"varint,21,opt,name=refused_runs,json=refusedRuns,proto3" json:"refused_runs,omitempty"`
+	// Calls and runs refused since the start for the rate or quota of their principal or namespace.
+	QuotaRefusals int64 `protobuf:"varint,22,opt,name=quota_refusals,json=quotaRefusals,proto3" json:"quota_refusals,omitempty"`
+	// Components of the daemon, in the order of their start.
+	Components []*ComponentStatus `protobuf:"bytes,23,rep,name=components,proto3" json:"components,omitempty"`
+	// When the configuration in force was read.
+	ConfigTime *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=config_time,json=configTime,proto3" json:"config_time,omitempty"`
+	// Keys whose new values take effect at the next start only.
+	RestartKeys []string `protobuf:"bytes,25,rep,name=restart_keys,json=restartKeys,proto3" json:"restart_keys,omitempty"`
+	// How busy it is, by tool and model, and what the machine has left.
+	Load          *DaemonLoad `protobuf:"bytes,29,opt,name=load,proto3" json:"load,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetStatusResponse) Reset() {
@@ -665,6 +725,55 @@ func (x *GetStatusResponse) GetMemoryBytes() int64 {
 func (x *GetStatusResponse) GetUnhealthyModels() []string {
 	if x != nil {
 		return x.UnhealthyModels
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetOverloadCauses() []string {
+	if x != nil {
+		return x.OverloadCauses
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetRefusedRuns() int64 {
+	if x != nil {
+		return x.RefusedRuns
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetQuotaRefusals() int64 {
+	if x != nil {
+		return x.QuotaRefusals
+	}
+	return 0
+}
+
+func (x *GetStatusResponse) GetComponents() []*ComponentStatus {
+	if x != nil {
+		return x.Components
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetConfigTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ConfigTime
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetRestartKeys() []string {
+	if x != nil {
+		return x.RestartKeys
+	}
+	return nil
+}
+
+func (x *GetStatusResponse) GetLoad() *DaemonLoad {
+	if x != nil {
+		return x.Load
 	}
 	return nil
 }
@@ -1517,7 +1626,7 @@ var File_behest_v1_daemon_service_proto protoreflect.FileDescriptor
 
 const file_behest_v1_daemon_service_proto_rawDesc = "" +
 	"\n" +
-	"\x1ebehest/v1/daemon_service.proto\x12\tbehest.v1\x1a\x19behest/v1/run_state.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n" +
+	"\x1ebehest/v1/daemon_service.proto\x12\tbehest.v1\x1a\x19behest/v1/component.proto\x1a\x1bbehest/v1/daemon_load.proto\x1a\x19behest/v1/run_state.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n" +
 	"\x14GetServerInfoRequest\"\x90\x03\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12\x18\n" +
@@ -1532,7 +1641,7 @@ const file_behest_v1_daemon_service_proto_rawDesc = "" +
 	"\tkeepalive\x18\t \x01(\v2\x14.behest.v1.KeepaliveR\tkeepalive\x12\x1d\n" +
 	"\n" +
 	"local_mode\x18\n" +
-	" \x01(\bR\tlocalMode\"\xed\x04\n" +
+	" \x01(\bR\tlocalMode\"\xa4\x06\n" +
 	"\fClientLimits\x12#\n" +
 	"\rrequest_bytes\x18\x01 \x01(\x03R\frequestBytes\x12%\n" +
 	"\x0eresponse_bytes\x18\x02 \x01(\x03R\rresponseBytes\x12%\n" +
@@ -1550,7 +1659,13 @@ const file_behest_v1_daemon_service_proto_rawDesc = "" +
 	"\vrun_timeout\x18\f \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"runTimeout\x12B\n" +
 	"\x0fwatch_heartbeat\x18\r \x01(\v2\x19.google.protobuf.DurationR\x0ewatchHeartbeat\x12D\n" +
-	"\x10default_deadline\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\x0fdefaultDeadline\"\x93\x01\n" +
+	"\x10default_deadline\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\x0fdefaultDeadline\x12!\n" +
+	"\fschema_bytes\x18\x0f \x01(\x03R\vschemaBytes\x12!\n" +
+	"\fschema_depth\x18\x10 \x01(\x05R\vschemaDepth\x12!\n" +
+	"\fschema_nodes\x18\x11 \x01(\x05R\vschemaNodes\x12+\n" +
+	"\x11pending_approvals\x18\x12 \x01(\x05R\x10pendingApprovals\x12\x1f\n" +
+	"\vinput_bytes\x18\x13 \x01(\x03R\n" +
+	"inputBytes\"\x93\x01\n" +
 	"\vStorageInfo\x12\x16\n" +
 	"\x06engine\x18\x01 \x01(\tR\x06engine\x12%\n" +
 	"\x0eengine_version\x18\x02 \x01(\tR\rengineVersion\x12E\n" +
@@ -1559,7 +1674,7 @@ const file_behest_v1_daemon_service_proto_rawDesc = "" +
 	"\binterval\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\binterval\x123\n" +
 	"\atimeout\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x12<\n" +
 	"\fmin_interval\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\vminInterval\"\x12\n" +
-	"\x10GetStatusRequest\"\xa0\x04\n" +
+	"\x10GetStatusRequest\"\xda\x06\n" +
 	"\x11GetStatusResponse\x12\x1c\n" +
 	"\taccepting\x18\x01 \x01(\bR\taccepting\x12)\n" +
 	"\x10refusing_reasons\x18\x02 \x03(\tR\x0frefusingReasons\x12'\n" +
@@ -1575,7 +1690,17 @@ const file_behest_v1_daemon_service_proto_rawDesc = "" +
 	" \x03(\v2\x1c.behest.v1.CompactionBreakerR\x12compactionBreakers\x12(\n" +
 	"\x06pauses\x18\v \x03(\v2\x10.behest.v1.PauseR\x06pauses\x12!\n" +
 	"\fmemory_bytes\x18\f \x01(\x03R\vmemoryBytes\x12)\n" +
-	"\x10unhealthy_models\x18\r \x03(\tR\x0funhealthyModels\"I\n" +
+	"\x10unhealthy_models\x18\r \x03(\tR\x0funhealthyModels\x12'\n" +
+	"\x0foverload_causes\x18\x14 \x03(\tR\x0eoverloadCauses\x12!\n" +
+	"\frefused_runs\x18\x15 \x01(\x03R\vrefusedRuns\x12%\n" +
+	"\x0equota_refusals\x18\x16 \x01(\x03R\rquotaRefusals\x12:\n" +
+	"\n" +
+	"components\x18\x17 \x03(\v2\x1a.behest.v1.ComponentStatusR\n" +
+	"components\x12;\n" +
+	"\vconfig_time\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"configTime\x12!\n" +
+	"\frestart_keys\x18\x19 \x03(\tR\vrestartKeys\x12)\n" +
+	"\x04load\x18\x1d \x01(\v2\x15.behest.v1.DaemonLoadR\x04load\"I\n" +
 	"\bRunCount\x12)\n" +
 	"\x05state\x18\x01 \x01(\x0e2\x13.behest.v1.RunStateR\x05state\x12\x12\n" +
 	"\x04runs\x18\x02 \x01(\x03R\x04runs\"\x88\x01\n" +
@@ -1672,7 +1797,9 @@ var file_behest_v1_daemon_service_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil), // 21: google.protobuf.Timestamp
 	(*durationpb.Duration)(nil),   // 22: google.protobuf.Duration
 	(DurabilityClass)(0),          // 23: behest.v1.DurabilityClass
-	(RunState)(0),                 // 24: behest.v1.RunState
+	(*ComponentStatus)(nil),       // 24: behest.v1.ComponentStatus
+	(*DaemonLoad)(nil),            // 25: behest.v1.DaemonLoad
+	(RunState)(0),                 // 26: behest.v1.RunState
 }
 var file_behest_v1_daemon_service_proto_depIdxs = []int32{
 	21, // 0: behest.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
@@ -1690,34 +1817,37 @@ var file_behest_v1_daemon_service_proto_depIdxs = []int32{
 	8,  // 12: behest.v1.GetStatusResponse.commits:type_name -> behest.v1.CommitStatus
 	9,  // 13: behest.v1.GetStatusResponse.compaction_breakers:type_name -> behest.v1.CompactionBreaker
 	20, // 14: behest.v1.GetStatusResponse.pauses:type_name -> behest.v1.Pause
-	24, // 15: behest.v1.RunCount.state:type_name -> behest.v1.RunState
-	22, // 16: behest.v1.CommitStatus.median:type_name -> google.protobuf.Duration
-	22, // 17: behest.v1.CommitStatus.p99:type_name -> google.protobuf.Duration
-	21, // 18: behest.v1.CompactionBreaker.until:type_name -> google.protobuf.Timestamp
-	12, // 19: behest.v1.GetConfigResponse.settings:type_name -> behest.v1.ConfigSetting
-	22, // 20: behest.v1.DrainRequest.timeout:type_name -> google.protobuf.Duration
-	21, // 21: behest.v1.DrainResponse.deadline:type_name -> google.protobuf.Timestamp
-	19, // 22: behest.v1.SetPausedRequest.target:type_name -> behest.v1.PauseTarget
-	20, // 23: behest.v1.SetPausedResponse.pauses:type_name -> behest.v1.Pause
-	19, // 24: behest.v1.Pause.target:type_name -> behest.v1.PauseTarget
-	21, // 25: behest.v1.Pause.create_time:type_name -> google.protobuf.Timestamp
-	0,  // 26: behest.v1.DaemonService.GetServerInfo:input_type -> behest.v1.GetServerInfoRequest
-	5,  // 27: behest.v1.DaemonService.GetStatus:input_type -> behest.v1.GetStatusRequest
-	10, // 28: behest.v1.DaemonService.GetConfig:input_type -> behest.v1.GetConfigRequest
-	13, // 29: behest.v1.DaemonService.Reload:input_type -> behest.v1.ReloadRequest
-	15, // 30: behest.v1.DaemonService.Drain:input_type -> behest.v1.DrainRequest
-	17, // 31: behest.v1.DaemonService.SetPaused:input_type -> behest.v1.SetPausedRequest
-	1,  // 32: behest.v1.DaemonService.GetServerInfo:output_type -> behest.v1.GetServerInfoResponse
-	6,  // 33: behest.v1.DaemonService.GetStatus:output_type -> behest.v1.GetStatusResponse
-	11, // 34: behest.v1.DaemonService.GetConfig:output_type -> behest.v1.GetConfigResponse
-	14, // 35: behest.v1.DaemonService.Reload:output_type -> behest.v1.ReloadResponse
-	16, // 36: behest.v1.DaemonService.Drain:output_type -> behest.v1.DrainResponse
-	18, // 37: behest.v1.DaemonService.SetPaused:output_type -> behest.v1.SetPausedResponse
-	32, // [32:38] is the sub-list for method output_type
-	26, // [26:32] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	24, // 15: behest.v1.GetStatusResponse.components:type_name -> behest.v1.ComponentStatus
+	21, // 16: behest.v1.GetStatusResponse.config_time:type_name -> google.protobuf.Timestamp
+	25, // 17: behest.v1.GetStatusResponse.load:type_name -> behest.v1.DaemonLoad
+	26, // 18: behest.v1.RunCount.state:type_name -> behest.v1.RunState
+	22, // 19: behest.v1.CommitStatus.median:type_name -> google.protobuf.Duration
+	22, // 20: behest.v1.CommitStatus.p99:type_name -> google.protobuf.Duration
+	21, // 21: behest.v1.CompactionBreaker.until:type_name -> google.protobuf.Timestamp
+	12, // 22: behest.v1.GetConfigResponse.settings:type_name -> behest.v1.ConfigSetting
+	22, // 23: behest.v1.DrainRequest.timeout:type_name -> google.protobuf.Duration
+	21, // 24: behest.v1.DrainResponse.deadline:type_name -> google.protobuf.Timestamp
+	19, // 25: behest.v1.SetPausedRequest.target:type_name -> behest.v1.PauseTarget
+	20, // 26: behest.v1.SetPausedResponse.pauses:type_name -> behest.v1.Pause
+	19, // 27: behest.v1.Pause.target:type_name -> behest.v1.PauseTarget
+	21, // 28: behest.v1.Pause.create_time:type_name -> google.protobuf.Timestamp
+	0,  // 29: behest.v1.DaemonService.GetServerInfo:input_type -> behest.v1.GetServerInfoRequest
+	5,  // 30: behest.v1.DaemonService.GetStatus:input_type -> behest.v1.GetStatusRequest
+	10, // 31: behest.v1.DaemonService.GetConfig:input_type -> behest.v1.GetConfigRequest
+	13, // 32: behest.v1.DaemonService.Reload:input_type -> behest.v1.ReloadRequest
+	15, // 33: behest.v1.DaemonService.Drain:input_type -> behest.v1.DrainRequest
+	17, // 34: behest.v1.DaemonService.SetPaused:input_type -> behest.v1.SetPausedRequest
+	1,  // 35: behest.v1.DaemonService.GetServerInfo:output_type -> behest.v1.GetServerInfoResponse
+	6,  // 36: behest.v1.DaemonService.GetStatus:output_type -> behest.v1.GetStatusResponse
+	11, // 37: behest.v1.DaemonService.GetConfig:output_type -> behest.v1.GetConfigResponse
+	14, // 38: behest.v1.DaemonService.Reload:output_type -> behest.v1.ReloadResponse
+	16, // 39: behest.v1.DaemonService.Drain:output_type -> behest.v1.DrainResponse
+	18, // 40: behest.v1.DaemonService.SetPaused:output_type -> behest.v1.SetPausedResponse
+	35, // [35:41] is the sub-list for method output_type
+	29, // [29:35] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_daemon_service_proto_init() }
@@ -1725,6 +1855,8 @@ func file_behest_v1_daemon_service_proto_init() {
 	if File_behest_v1_daemon_service_proto != nil {
 		return
 	}
+	file_behest_v1_component_proto_init()
+	file_behest_v1_daemon_load_proto_init()
 	file_behest_v1_run_state_proto_init()
 	file_behest_v1_daemon_service_proto_msgTypes[19].OneofWrappers = []any{
 		(*PauseTarget_ToolName)(nil),

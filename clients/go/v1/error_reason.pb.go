@@ -47,6 +47,12 @@ const (
 	ErrorReason_ERROR_REASON_AUTH_SCOPE_MISSING ErrorReason = 201
 	// The caller is over its rate or quota. RESOURCE_EXHAUSTED; quota, limit.
 	ErrorReason_ERROR_REASON_AUTH_QUOTA_EXCEEDED ErrorReason = 202
+	// The credential is not known, or is malformed. UNAUTHENTICATED.
+	ErrorReason_ERROR_REASON_AUTH_CREDENTIAL_INVALID ErrorReason = 203
+	// The credential's time is over; a stream that it opened ends too. UNAUTHENTICATED.
+	ErrorReason_ERROR_REASON_AUTH_CREDENTIAL_EXPIRED ErrorReason = 204
+	// The credential was taken back; a stream that it opened ends too. UNAUTHENTICATED.
+	ErrorReason_ERROR_REASON_AUTH_CREDENTIAL_REVOKED ErrorReason = 205
 	// There is no such run. NOT_FOUND; runId.
 	ErrorReason_ERROR_REASON_RUN_NOT_FOUND ErrorReason = 300
 	// The chosen run id exists. ALREADY_EXISTS; runId.
@@ -119,6 +125,8 @@ const (
 	ErrorReason_ERROR_REASON_SESSION_MESSAGE_NOT_FOUND ErrorReason = 606
 	// The session would pass its budget. RESOURCE_EXHAUSTED; budget, limit, used, reserved.
 	ErrorReason_ERROR_REASON_SESSION_BUDGET ErrorReason = 607
+	// What is to be imported is no file of a session, or is damaged; nothing was kept. INVALID_ARGUMENT; field, line.
+	ErrorReason_ERROR_REASON_SESSION_FILE_INVALID ErrorReason = 608
 	// There is no such agent. NOT_FOUND; agentId.
 	ErrorReason_ERROR_REASON_AGENT_NOT_FOUND ErrorReason = 700
 	// The chosen agent id exists. ALREADY_EXISTS; agentId.
@@ -204,6 +212,8 @@ const (
 	ErrorReason_ERROR_REASON_TOOL_SERVER_CONFIGURED ErrorReason = 921
 	// Another stream of the same name and principal took this one's place. ABORTED; name.
 	ErrorReason_ERROR_REASON_TOOL_SERVER_REPLACED ErrorReason = 922
+	// Who answers at the endpoint is not who was registered there. PERMISSION_DENIED; endpoint, expected, actual.
+	ErrorReason_ERROR_REASON_TOOL_SERVER_IDENTITY_CHANGED ErrorReason = 923
 	// No approval was asked for the call. NOT_FOUND; callId.
 	ErrorReason_ERROR_REASON_APPROVAL_NOT_FOUND ErrorReason = 1000
 	// The request has another decision. FAILED_PRECONDITION; callId, decision, by.
@@ -269,6 +279,9 @@ var (
 		200:  "ERROR_REASON_AUTH_REQUIRED",
 		201:  "ERROR_REASON_AUTH_SCOPE_MISSING",
 		202:  "ERROR_REASON_AUTH_QUOTA_EXCEEDED",
+		203:  "ERROR_REASON_AUTH_CREDENTIAL_INVALID",
+		204:  "ERROR_REASON_AUTH_CREDENTIAL_EXPIRED",
+		205:  "ERROR_REASON_AUTH_CREDENTIAL_REVOKED",
 		300:  "ERROR_REASON_RUN_NOT_FOUND",
 		301:  "ERROR_REASON_RUN_ID_TAKEN",
 		302:  "ERROR_REASON_RUN_ACTIVE",
@@ -305,6 +318,7 @@ var (
 		605:  "ERROR_REASON_SESSION_DATA_NOT_FOUND",
 		606:  "ERROR_REASON_SESSION_MESSAGE_NOT_FOUND",
 		607:  "ERROR_REASON_SESSION_BUDGET",
+		608:  "ERROR_REASON_SESSION_FILE_INVALID",
 		700:  "ERROR_REASON_AGENT_NOT_FOUND",
 		701:  "ERROR_REASON_AGENT_ID_TAKEN",
 		702:  "ERROR_REASON_AGENT_VERSION_MISMATCH",
@@ -347,6 +361,7 @@ var (
 		920:  "ERROR_REASON_TOOL_ENDPOINT_REFUSED",
 		921:  "ERROR_REASON_TOOL_SERVER_CONFIGURED",
 		922:  "ERROR_REASON_TOOL_SERVER_REPLACED",
+		923:  "ERROR_REASON_TOOL_SERVER_IDENTITY_CHANGED",
 		1000: "ERROR_REASON_APPROVAL_NOT_FOUND",
 		1001: "ERROR_REASON_APPROVAL_DECIDED",
 		1002: "ERROR_REASON_APPROVAL_EXPIRED",
@@ -384,6 +399,9 @@ var (
 		"ERROR_REASON_AUTH_REQUIRED":                 200,
 		"ERROR_REASON_AUTH_SCOPE_MISSING":            201,
 		"ERROR_REASON_AUTH_QUOTA_EXCEEDED":           202,
+		"ERROR_REASON_AUTH_CREDENTIAL_INVALID":       203,
+		"ERROR_REASON_AUTH_CREDENTIAL_EXPIRED":       204,
+		"ERROR_REASON_AUTH_CREDENTIAL_REVOKED":       205,
 		"ERROR_REASON_RUN_NOT_FOUND":                 300,
 		"ERROR_REASON_RUN_ID_TAKEN":                  301,
 		"ERROR_REASON_RUN_ACTIVE":                    302,
@@ -420,6 +438,7 @@ var (
 		"ERROR_REASON_SESSION_DATA_NOT_FOUND":        605,
 		"ERROR_REASON_SESSION_MESSAGE_NOT_FOUND":     606,
 		"ERROR_REASON_SESSION_BUDGET":                607,
+		"ERROR_REASON_SESSION_FILE_INVALID":          608,
 		"ERROR_REASON_AGENT_NOT_FOUND":               700,
 		"ERROR_REASON_AGENT_ID_TAKEN":                701,
 		"ERROR_REASON_AGENT_VERSION_MISMATCH":        702,
@@ -462,6 +481,7 @@ var (
 		"ERROR_REASON_TOOL_ENDPOINT_REFUSED":         920,
 		"ERROR_REASON_TOOL_SERVER_CONFIGURED":        921,
 		"ERROR_REASON_TOOL_SERVER_REPLACED":          922,
+		"ERROR_REASON_TOOL_SERVER_IDENTITY_CHANGED":  923,
 		"ERROR_REASON_APPROVAL_NOT_FOUND":            1000,
 		"ERROR_REASON_APPROVAL_DECIDED":              1001,
 		"ERROR_REASON_APPROVAL_EXPIRED":              1002,
@@ -521,7 +541,7 @@ var File_behest_v1_error_reason_proto protoreflect.FileDescriptor
 
 const file_behest_v1_error_reason_proto_rawDesc = "" +
 	"\n" +
-	"\x1cbehest/v1/error_reason.proto\x12\tbehest.v1*\xbf!\n" +
+	"\x1cbehest/v1/error_reason.proto\x12\tbehest.v1*\x98#\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cERROR_REASON_REQUEST_INVALID\x10d\x12\"\n" +
@@ -532,7 +552,10 @@ const file_behest_v1_error_reason_proto_rawDesc = "" +
 	" ERROR_REASON_REQUEST_UNSUPPORTED\x10i\x12\x1f\n" +
 	"\x1aERROR_REASON_AUTH_REQUIRED\x10\xc8\x01\x12$\n" +
 	"\x1fERROR_REASON_AUTH_SCOPE_MISSING\x10\xc9\x01\x12%\n" +
-	" ERROR_REASON_AUTH_QUOTA_EXCEEDED\x10\xca\x01\x12\x1f\n" +
+	" ERROR_REASON_AUTH_QUOTA_EXCEEDED\x10\xca\x01\x12)\n" +
+	"$ERROR_REASON_AUTH_CREDENTIAL_INVALID\x10\xcb\x01\x12)\n" +
+	"$ERROR_REASON_AUTH_CREDENTIAL_EXPIRED\x10\xcc\x01\x12)\n" +
+	"$ERROR_REASON_AUTH_CREDENTIAL_REVOKED\x10\xcd\x01\x12\x1f\n" +
 	"\x1aERROR_REASON_RUN_NOT_FOUND\x10\xac\x02\x12\x1e\n" +
 	"\x19ERROR_REASON_RUN_ID_TAKEN\x10\xad\x02\x12\x1c\n" +
 	"\x17ERROR_REASON_RUN_ACTIVE\x10\xae\x02\x12\x1c\n" +
@@ -568,7 +591,8 @@ const file_behest_v1_error_reason_proto_rawDesc = "" +
 	"%ERROR_REASON_SESSION_VERSION_MISMATCH\x10\xdc\x04\x12(\n" +
 	"#ERROR_REASON_SESSION_DATA_NOT_FOUND\x10\xdd\x04\x12+\n" +
 	"&ERROR_REASON_SESSION_MESSAGE_NOT_FOUND\x10\xde\x04\x12 \n" +
-	"\x1bERROR_REASON_SESSION_BUDGET\x10\xdf\x04\x12!\n" +
+	"\x1bERROR_REASON_SESSION_BUDGET\x10\xdf\x04\x12&\n" +
+	"!ERROR_REASON_SESSION_FILE_INVALID\x10\xe0\x04\x12!\n" +
 	"\x1cERROR_REASON_AGENT_NOT_FOUND\x10\xbc\x05\x12 \n" +
 	"\x1bERROR_REASON_AGENT_ID_TAKEN\x10\xbd\x05\x12(\n" +
 	"#ERROR_REASON_AGENT_VERSION_MISMATCH\x10\xbe\x05\x12\x1e\n" +
@@ -610,7 +634,8 @@ const file_behest_v1_error_reason_proto_rawDesc = "" +
 	"#ERROR_REASON_TOOL_SERVER_NAME_TAKEN\x10\x97\a\x12'\n" +
 	"\"ERROR_REASON_TOOL_ENDPOINT_REFUSED\x10\x98\a\x12(\n" +
 	"#ERROR_REASON_TOOL_SERVER_CONFIGURED\x10\x99\a\x12&\n" +
-	"!ERROR_REASON_TOOL_SERVER_REPLACED\x10\x9a\a\x12$\n" +
+	"!ERROR_REASON_TOOL_SERVER_REPLACED\x10\x9a\a\x12.\n" +
+	")ERROR_REASON_TOOL_SERVER_IDENTITY_CHANGED\x10\x9b\a\x12$\n" +
 	"\x1fERROR_REASON_APPROVAL_NOT_FOUND\x10\xe8\a\x12\"\n" +
 	"\x1dERROR_REASON_APPROVAL_DECIDED\x10\xe9\a\x12\"\n" +
 	"\x1dERROR_REASON_APPROVAL_EXPIRED\x10\xea\a\x12$\n" +

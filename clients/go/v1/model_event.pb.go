@@ -34,6 +34,8 @@ const (
 	SupersedeReason_SUPERSEDE_REASON_RELEASE SupersedeReason = 2
 	// The run was cancelled.
 	SupersedeReason_SUPERSEDE_REASON_CANCEL SupersedeReason = 3
+	// An operator paused what the attempt needs before it left. Nothing was sent.
+	SupersedeReason_SUPERSEDE_REASON_PAUSED SupersedeReason = 4
 )
 
 // Enum value maps for SupersedeReason.
@@ -43,12 +45,14 @@ var (
 		1: "SUPERSEDE_REASON_CRASH",
 		2: "SUPERSEDE_REASON_RELEASE",
 		3: "SUPERSEDE_REASON_CANCEL",
+		4: "SUPERSEDE_REASON_PAUSED",
 	}
 	SupersedeReason_value = map[string]int32{
 		"SUPERSEDE_REASON_UNSPECIFIED": 0,
 		"SUPERSEDE_REASON_CRASH":       1,
 		"SUPERSEDE_REASON_RELEASE":     2,
 		"SUPERSEDE_REASON_CANCEL":      3,
+		"SUPERSEDE_REASON_PAUSED":      4,
 	}
 )
 
@@ -732,12 +736,13 @@ const file_behest_v1_model_event_proto_rawDesc = "" +
 	"\x04step\x18\x01 \x01(\x05R\x04step\x12\x18\n" +
 	"\aattempt\x18\x02 \x01(\x05R\aattempt\x122\n" +
 	"\x06reason\x18\x03 \x01(\x0e2\x1a.behest.v1.SupersedeReasonR\x06reason\x12&\n" +
-	"\x05usage\x18\x04 \x01(\v2\x10.behest.v1.UsageR\x05usage*\x8a\x01\n" +
+	"\x05usage\x18\x04 \x01(\v2\x10.behest.v1.UsageR\x05usage*\xa7\x01\n" +
 	"\x0fSupersedeReason\x12 \n" +
 	"\x1cSUPERSEDE_REASON_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SUPERSEDE_REASON_CRASH\x10\x01\x12\x1c\n" +
 	"\x18SUPERSEDE_REASON_RELEASE\x10\x02\x12\x1b\n" +
-	"\x17SUPERSEDE_REASON_CANCEL\x10\x03*\x8c\x02\n" +
+	"\x17SUPERSEDE_REASON_CANCEL\x10\x03\x12\x1b\n" +
+	"\x17SUPERSEDE_REASON_PAUSED\x10\x04*\x8c\x02\n" +
 	"\fFailureClass\x12\x1d\n" +
 	"\x19FAILURE_CLASS_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16FAILURE_CLASS_NOT_SENT\x10\x01\x12\x1b\n" +

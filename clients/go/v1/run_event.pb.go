@@ -116,8 +116,10 @@ type RunCreated struct {
 	QueueTimeout *durationpb.Duration `protobuf:"bytes,15,opt,name=queue_timeout,json=queueTimeout,proto3" json:"queue_timeout,omitempty"`
 	// Whether the run is cancelled when the client that streams it goes away.
 	CancelOnDisconnect bool `protobuf:"varint,16,opt,name=cancel_on_disconnect,json=cancelOnDisconnect,proto3" json:"cancel_on_disconnect,omitempty"`
-	unknownFields      protoimpl.UnknownFields
-	sizeCache          protoimpl.SizeCache
+	// The W3C trace context that the order came with; the run's span stands under its span. May be empty.
+	Traceparent   string `protobuf:"bytes,17,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RunCreated) Reset() {
@@ -260,6 +262,13 @@ func (x *RunCreated) GetCancelOnDisconnect() bool {
 		return x.CancelOnDisconnect
 	}
 	return false
+}
+
+func (x *RunCreated) GetTraceparent() string {
+	if x != nil {
+		return x.Traceparent
+	}
+	return ""
 }
 
 // ForkedFrom names the run and the event that a run starts from.
@@ -561,7 +570,11 @@ type RunWaiting struct {
 	// What it waits for.
 	Reason WaitReason `protobuf:"varint,1,opt,name=reason,proto3,enum=behest.v1.WaitReason" json:"reason,omitempty"`
 	// When the wait is over in any case.
-	Until         *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	Until *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until,proto3" json:"until,omitempty"`
+	// What is paused, as in `tool charge_card`, when it waits for that. Empty = it waits for something else.
+	Subject string `protobuf:"bytes,3,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Why that is paused.
+	Message       string `protobuf:"bytes,4,opt,name=message,proto3" json:"message,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -608,6 +621,20 @@ func (x *RunWaiting) GetUntil() *timestamppb.Timestamp {
 		return x.Until
 	}
 	return nil
+}
+
+func (x *RunWaiting) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *RunWaiting) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
 }
 
 // RunResumed says that the wait is over.
@@ -1346,7 +1373,7 @@ var File_behest_v1_run_event_proto protoreflect.FileDescriptor
 
 const file_behest_v1_run_event_proto_rawDesc = "" +
 	"\n" +
-	"\x19behest/v1/run_event.proto\x12\tbehest.v1\x1a\x1abehest/v1/definition.proto\x1a\x17behest/v1/message.proto\x1a\x19behest/v1/run_state.proto\x1a\x15behest/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xb9\x06\n" +
+	"\x19behest/v1/run_event.proto\x12\tbehest.v1\x1a\x1abehest/v1/definition.proto\x1a\x17behest/v1/message.proto\x1a\x19behest/v1/run_state.proto\x1a\x15behest/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xdb\x06\n" +
 	"\n" +
 	"RunCreated\x12\x1d\n" +
 	"\n" +
@@ -1368,7 +1395,8 @@ const file_behest_v1_run_event_proto_rawDesc = "" +
 	"\x06parent\x18\r \x01(\v2\x14.behest.v1.ParentRunR\x06parent\x12\x1c\n" +
 	"\tnamespace\x18\x0e \x01(\tR\tnamespace\x12>\n" +
 	"\rqueue_timeout\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\fqueueTimeout\x120\n" +
-	"\x14cancel_on_disconnect\x18\x10 \x01(\bR\x12cancelOnDisconnect\x1a9\n" +
+	"\x14cancel_on_disconnect\x18\x10 \x01(\bR\x12cancelOnDisconnect\x12 \n" +
+	"\vtraceparent\x18\x11 \x01(\tR\vtraceparent\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"o\n" +
@@ -1391,11 +1419,13 @@ const file_behest_v1_run_event_proto_rawDesc = "" +
 	"\n" +
 	"RunStarted\x12#\n" +
 	"\rsession_index\x18\x01 \x01(\x04R\fsessionIndex\x126\n" +
-	"\bdeadline\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\"m\n" +
+	"\bdeadline\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\bdeadline\"\xa1\x01\n" +
 	"\n" +
 	"RunWaiting\x12-\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x15.behest.v1.WaitReasonR\x06reason\x120\n" +
-	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"\x8d\x01\n" +
+	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\x12\x18\n" +
+	"\asubject\x18\x03 \x01(\tR\asubject\x12\x18\n" +
+	"\amessage\x18\x04 \x01(\tR\amessage\"\x8d\x01\n" +
 	"\n" +
 	"RunResumed\x12-\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x15.behest.v1.WaitReasonR\x06reason\x12\x18\n" +

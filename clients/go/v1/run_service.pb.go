@@ -1182,8 +1182,10 @@ func (x *ExplainRunResponse) GetObstacles() []*RunObstacle {
 type RunObstacle struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What it is: "session_busy", "capacity", "model_call", "tool_call", "approval", "input", "outcome_unknown",
-	// "backoff", "quota", "paused", "child_run", "summary", "cancelling" or "no_owner". Behind a child run comes what that
-	// waits for.
+	// "backoff", "quota", "paused", "child_run", "summary", "context", "circuit_open", "rate_limit", "retry_budget",
+	// "server_away", "storage_full", "draining", "cancelling", "commit", "unfit" or "no_owner". What stands in the way of
+	// the daemon as a whole comes last, and behind a child run comes what that waits for. Clients must tolerate kinds
+	// that they do not know.
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	// The thing concerned: a run, a call, a model, a tool.
 	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`

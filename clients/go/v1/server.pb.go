@@ -249,7 +249,11 @@ type Server struct {
 	// Output only. When its registration last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// Output only. When it was last heard of. Unset = never.
-	SeenTime      *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=seen_time,json=seenTime,proto3" json:"seen_time,omitempty"`
+	SeenTime *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=seen_time,json=seenTime,proto3" json:"seen_time,omitempty"`
+	// Output only. Who a dialled server with TLS is: `spiffe://…`, or `sha256:…` of the public key of its certificate, as
+	// it was when it was first reached. Whoever else answers is refused with TOOL_SERVER_IDENTITY_CHANGED, until the
+	// server is registered again with `replace`. Empty = not reached yet, without TLS, attached, or configured.
+	Identity      string `protobuf:"bytes,21,opt,name=identity,proto3" json:"identity,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -424,6 +428,13 @@ func (x *Server) GetSeenTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Server) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
 // ServerTls says how a dialled server is trusted, and how the daemon shows who it is. All secrets are references.
 type ServerTls struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -502,7 +513,7 @@ var File_behest_v1_server_proto protoreflect.FileDescriptor
 
 const file_behest_v1_server_proto_rawDesc = "" +
 	"\n" +
-	"\x16behest/v1/server.proto\x12\tbehest.v1\x1a\x14behest/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xf8\a\n" +
+	"\x16behest/v1/server.proto\x12\tbehest.v1\x1a\x14behest/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x94\b\n" +
 	"\x06Server\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12;\n" +
@@ -532,7 +543,8 @@ const file_behest_v1_server_proto_rawDesc = "" +
 	"createTime\x12;\n" +
 	"\vupdate_time\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"updateTime\x127\n" +
-	"\tseen_time\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\bseenTime\x1aV\n" +
+	"\tseen_time\x18\x14 \x01(\v2\x1a.google.protobuf.TimestampR\bseenTime\x12\x1a\n" +
+	"\bidentity\x18\x15 \x01(\tR\bidentity\x1aV\n" +
 	"\x11ToolPoliciesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12+\n" +
 	"\x05value\x18\x02 \x01(\v2\x15.behest.v1.ToolPolicyR\x05value:\x028\x01\x1a9\n" +

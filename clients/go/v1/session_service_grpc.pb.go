@@ -58,9 +58,13 @@ type SessionServiceClient interface {
 	// whatever the session's circuit says, and closes it when it succeeds.
 	// Fails with SESSION_BUSY while a run of the session is active, and with what the model's provider fails with.
 	CompactSession(ctx context.Context, in *CompactSessionRequest, opts ...grpc.CallOption) (*CompactSessionResponse, error)
-	// Sends a session as a file of JSON lines.
+	// Sends a session as a file of JSON lines: its record, the logs of its runs and of their child runs, its messages,
+	// scratch data and artifacts. What it used, and its request ids, stay here.
+	// Fails with SESSION_BUSY while a run of it is not ended, and with REQUEST_INVALID for the session of a child run, which
+	// goes with that of its parent.
 	ExportSession(ctx context.Context, in *ExportSessionRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportSessionResponse], error)
-	// Creates a session from such a file.
+	// Creates a session from such a file, all of it or nothing. Sessions, runs, messages and artifacts keep their ids.
+	// Fails with SESSION_FILE_INVALID, and with SESSION_ID_TAKEN or RUN_ID_TAKEN where an id is taken.
 	ImportSession(ctx context.Context, opts ...grpc.CallOption) (grpc.ClientStreamingClient[ImportSessionRequest, ImportSessionResponse], error)
 }
 
@@ -211,9 +215,13 @@ type SessionServiceServer interface {
 	// whatever the session's circuit says, and closes it when it succeeds.
 	// Fails with SESSION_BUSY while a run of the session is active, and with what the model's provider fails with.
 	CompactSession(context.Context, *CompactSessionRequest) (*CompactSessionResponse, error)
-	// Sends a session as a file of JSON lines.
+	// Sends a session as a file of JSON lines: its record, the logs of its runs and of their child runs, its messages,
+	// scratch data and artifacts. What it used, and its request ids, stay here.
+	// Fails with SESSION_BUSY while a run of it is not ended, and with REQUEST_INVALID for the session of a child run, which
+	// goes with that of its parent.
 	ExportSession(*ExportSessionRequest, grpc.ServerStreamingServer[ExportSessionResponse]) error
-	// Creates a session from such a file.
+	// Creates a session from such a file, all of it or nothing. Sessions, runs, messages and artifacts keep their ids.
+	// Fails with SESSION_FILE_INVALID, and with SESSION_ID_TAKEN or RUN_ID_TAKEN where an id is taken.
 	ImportSession(grpc.ClientStreamingServer[ImportSessionRequest, ImportSessionResponse]) error
 	mustEmbedUnimplementedSessionServiceServer()
 }

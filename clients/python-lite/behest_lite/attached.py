@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import ssl
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager, aclosing, suppress
 from datetime import timedelta
@@ -19,7 +20,7 @@ from grpclib.const import Cardinality, Status
 from grpclib.exceptions import ProtocolError, StreamTerminatedError
 
 from behest_lite.calls import Call, Calls, Refused
-from behest_lite.client import open_channel
+from behest_lite.client import bearer, open_channel
 from behest_lite.contract.behest.v1 import (
     AttachAccepted,
     AttachArguments,
@@ -52,19 +53,28 @@ class Attachment:
     """The attachment of one server to one daemon."""
 
     def __init__(
-        self, address: str, name: str, calls: Calls, tools: Callable[[], list[Tool]], *, token: str = ""
+        self,
+        address: str,
+        name: str,
+        calls: Calls,
+        tools: Callable[[], list[Tool]],
+        *,
+        token: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        """Raise ValueError for a token that would leave this machine in the clear."""
         self._address = address
+        self._tls = tls
         self._name = name
         self._calls = calls
         self._tools = tools
-        self._metadata = {"authorization": f"Bearer {token}"} if token else None
+        self._metadata = bearer(token, address, tls)
         self._lease_id = ""
 
     async def run(self, max_concurrent_calls: int, ready: Callable[[], None], stopping: asyncio.Event) -> None:
         """Attach, and attach again, until stopping is set. Raises BehestError when no repeat could help."""
         backoff = Backoff(math.inf)
-        channel = open_channel(self._address)
+        channel = open_channel(self._address, self._tls)
 
         def welcomed(welcome: AttachWelcome) -> None:
             self._lease_id = welcome.lease_id

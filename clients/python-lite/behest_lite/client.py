@@ -11,6 +11,7 @@ Above: programs. Below: `follow`. What is not wrapped is at `client.channel`, fo
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 import uuid
 from collections.abc import AsyncGenerator
@@ -39,9 +40,34 @@ from behest_lite.follow import Backoff, Following, Speech, Subject, kind_of
 CALL_SECONDS = 30.0
 
 
+def bearer(token: str, address: str, tls: ssl.SSLContext | None) -> dict[str, str] | None:
+    """Return the metadata that shows a token, None without one.
+
+    Raises ValueError when it would leave this machine in the clear.
+    """
+    if not token:
+        return None
+    if tls is None and not _is_local(address):
+        raise ValueError(f"a token is sent only over TLS or to this machine, and {address} is neither")
+    return {"authorization": f"Bearer {token}"}
+
+
+def _is_local(address: str) -> bool:
+    host = address.rpartition(":")[0].strip("[]")
+    if address.startswith("unix:") or host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def open_channel(address: str, tls: ssl.SSLContext | None = None) -> Channel:
     """Open a channel to HOST:PORT or unix:PATH; connecting begins with the first call."""
     codec = StatusCodec()
+    if tls is not None:
+        # Without it gRPC servers refuse the handshake, and an SSLContext has none by itself.
+        tls.set_alpn_protocols(["h2"])
     if address.startswith("unix:"):
         return Channel(path=address.removeprefix("unix:"), ssl=tls, status_details_codec=codec)
     host, _, port = address.rpartition(":")
@@ -49,13 +75,16 @@ def open_channel(address: str, tls: ssl.SSLContext | None = None) -> Channel:
 
 
 class Client:
-    """A connection to a daemon. `patience_seconds` is how long an absent daemon is waited for."""
+    """A connection to a daemon. `patience_seconds` is how long an absent daemon is waited for.
+
+    A token is sent over TLS, or to this machine; ValueError else.
+    """
 
     def __init__(
         self, address: str, *, token: str = "", tls: ssl.SSLContext | None = None, patience_seconds: float = 60.0
     ) -> None:
+        metadata = bearer(token, address, tls)
         self.channel = open_channel(address, tls)
-        metadata = {"authorization": f"Bearer {token}"} if token else None
         self._runs = RunServiceStub(self.channel, metadata=metadata)
         self._patience_seconds = patience_seconds
 

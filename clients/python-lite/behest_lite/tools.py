@@ -127,6 +127,7 @@ class ToolServer:
         *,
         name: str,
         max_concurrent_calls: int = 0,
+        tls: ssl.SSLContext | None = None,
         ready: Callable[[], None] = lambda: None,
         stopping: asyncio.Event | None = None,
     ) -> None:
@@ -135,7 +136,7 @@ class ToolServer:
         Then no call is taken any more, those that run are finished and answered. `ready` is called at each welcome.
         `max_concurrent_calls` 0: as many as the daemon allows. Raises BehestError when the daemon refuses the server.
         """
-        attachment = Attachment(address, name, self._calls, self.tools, token=self._token)
+        attachment = Attachment(address, name, self._calls, self.tools, token=self._token, tls=tls)
         await attachment.run(max_concurrent_calls, ready, stopping or asyncio.Event())
 
 

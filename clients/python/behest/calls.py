@@ -40,6 +40,10 @@ class Page(Protocol):
     def next_page_token(self) -> str: ...
 
 
+# What a daemon says that drains: it was heard, and is about to be started again.
+LEAVING = "RUNTIME_DRAINING"
+DRAIN_SECONDS = 60.0
+
 PageRequest = TypeVar("PageRequest", bound=PagedRequest)
 PageResponse = TypeVar("PageResponse", bound=Page)
 
@@ -58,15 +62,22 @@ class Patience:
     silence_seconds: float = 45.0
     # The longest pause between two attempts; the first ones are shorter.
     pause_seconds: float = 5.0
+    # How long a call is repeated that the daemon has no room for and says when to make again. 0: that is the caller's.
+    shed_seconds: float = 0.0
+    # How long a daemon may drain and count as heard.
+    drain_seconds: float = DRAIN_SECONDS
 
 
 class Backoff:
     """Pauses between attempts, with full jitter, until patience is over."""
 
-    def __init__(self, pause_seconds: float) -> None:
+    def __init__(self, pause_seconds: float, drain_seconds: float = DRAIN_SECONDS) -> None:
         self._pause_seconds = pause_seconds
+        self._drain_seconds = drain_seconds
         self._attempts = 0
+        # When it was last heard, and by anything but the word that it drains; None while nothing fails.
         self._failing_since: float | None = None
+        self._draining_since = 0.0
 
     def heard(self, *, progress: bool) -> None:
         """Note that the daemon is there; with progress, pauses are short again."""
@@ -75,12 +86,17 @@ class Backoff:
             self._attempts = 0
 
     async def pause(self, error: BehestError, *, give_up_seconds: float) -> None:
-        """Wait before the next attempt. Raises the error when the daemon was not heard for longer than is bearable."""
+        """Wait before the next attempt, as long as the daemon said and a little more.
+
+        Raises the error when that is longer than is bearable, or the daemon was not heard for so long.
+        """
         now = time.monotonic()
         if self._failing_since is None:
+            self._failing_since = self._draining_since = now
+        if error.reason == LEAVING and now < self._draining_since + self._drain_seconds:
             self._failing_since = now
         delay = random.uniform(0, min(self._pause_seconds, 0.1 * 2 ** min(self._attempts, 16)))
-        delay += min(error.retry_seconds or 0.0, self._pause_seconds)
+        delay += error.retry_seconds or 0.0
         self._attempts += 1
         if now + delay > self._failing_since + give_up_seconds:
             raise error
@@ -125,18 +141,20 @@ class Calls:
 
     async def repeated(self, attempt: Callable[[], Awaitable[Response]], *, is_repeatable: bool = True) -> Response:
         """Make attempts until one is decided. Raises BehestError."""
-        backoff = Backoff(self.patience.pause_seconds)
+        backoff = Backoff(self.patience.pause_seconds, self.patience.drain_seconds)
         while True:
             self.ensure_open()
             try:
                 return await attempt()
             except grpc.aio.AioRpcError as exc:
                 error = from_rpc(exc)
-                if not (is_repeatable and error.is_undecided):
+                # What was shed has done nothing, so anything may be sent again.
+                if not (error.is_shed or (is_repeatable and error.is_undecided)):
                     raise error from exc
             except asyncio.CancelledError as exc:
                 raise_unless_cancelled(exc)
-            await backoff.pause(error, give_up_seconds=self.patience.repeat_seconds)
+            seconds = self.patience.shed_seconds if error.is_shed else self.patience.repeat_seconds
+            await backoff.pause(error, give_up_seconds=seconds)
 
     async def stream(
         self,

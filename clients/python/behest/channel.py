@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import grpc
 import grpc.aio
 
+from behest.security import check_token
+from behest.tracing import TracedChannel
 from behest.v1 import (
     agent_service_pb2_grpc,
     approval_service_pb2_grpc,
@@ -34,6 +37,7 @@ from behest.v1 import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from behest.security import Tls
     from behest.v1.agent_service_pb2_grpc import AgentServiceAsyncStub
     from behest.v1.approval_service_pb2_grpc import ApprovalServiceAsyncStub
     from behest.v1.artifact_service_pb2_grpc import ArtifactServiceAsyncStub
@@ -51,6 +55,8 @@ if TYPE_CHECKING:
     from behest.v1.tool_service_pb2_grpc import ToolServiceAsyncStub
     from behest.v1.usage_service_pb2_grpc import UsageServiceAsyncStub
 
+_HAS_TRACES = find_spec("opentelemetry") is not None
+"""Whether this program could make traces."""
 DEFAULT_ADDRESS = "127.0.0.1:7717"
 OPTIONS: tuple[tuple[str, int], ...] = (
     # The default of 4 MiB is less than one frame of a watch may hold.
@@ -94,6 +100,11 @@ class Stubs:
     usage: UsageServiceAsyncStub
 
 
+def default_token() -> str:
+    """Return the token that the environment names in BEHEST_TOKEN, empty when it names none."""
+    return os.environ.get("BEHEST_TOKEN", "")
+
+
 def default_address() -> str:
     """Return the address that the environment names in BEHEST_ADDRESS, else the one that daemons have by default."""
     return os.environ.get("BEHEST_ADDRESS") or DEFAULT_ADDRESS
@@ -102,14 +113,24 @@ def default_address() -> str:
 def open_channel(
     address: str,
     *,
+    token: str = "",
+    tls: Tls | None = None,
     credentials: grpc.ChannelCredentials | None = None,
     options: Sequence[tuple[str, int | str]] = (),
 ) -> grpc.aio.Channel:
-    """Open a channel to HOST:PORT or unix:PATH; connecting begins with the first call. Own options win over ours."""
-    every = [*OPTIONS, *options]
+    """Open a channel to HOST:PORT or unix:PATH; connecting begins with the first call. Own options win over ours.
+
+    Raises ValueError for a token that would leave this machine in the clear, and OSError for files that are not there.
+    """
+    check_token(token, address, has_tls=tls is not None or credentials is not None)
+    every = [*OPTIONS, *(tls.options() if tls is not None else ()), *options]
+    if tls is not None and credentials is None:
+        credentials = tls.credentials()
     if credentials is None:
-        return grpc.aio.insecure_channel(address, options=every)
-    return grpc.aio.secure_channel(address, credentials, options=every)
+        channel = grpc.aio.insecure_channel(address, options=every)
+    else:
+        channel = grpc.aio.secure_channel(address, credentials, options=every)
+    return TracedChannel(channel, token) if token or _HAS_TRACES else channel
 
 
 def stubs_on(channel: grpc.aio.Channel) -> Stubs:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from behest.background import Background
 from behest.calls import Calls, Patience
-from behest.channel import default_address, open_channel, stubs_on
+from behest.channel import default_address, default_token, open_channel, stubs_on
 from behest.errors import BehestError
 from behest.events import EventWatch
 from behest.hooks import Executor
@@ -54,26 +54,32 @@ if TYPE_CHECKING:
     from behest.control import Control
     from behest.hooks import Hooks
     from behest.order import Input, OrderFields
+    from behest.security import Tls
     from behest.subscription import Handler
 
 
 class Client:
     """A connection to a daemon, with its services as attributes and the raw stubs as `stubs`.
 
-    The address is HOST:PORT or unix:PATH; without one it is what BEHEST_ADDRESS says, else 127.0.0.1:7717. Nothing is
-    connected before the first call. Without credentials the connection is plain.
+    The address is HOST:PORT or unix:PATH; without one it is what BEHEST_ADDRESS says, else 127.0.0.1:7717, and the
+    token is what BEHEST_TOKEN says. Nothing is connected before the first call. Without `tls`, or credentials of grpc,
+    the connection is plain, and then a token is sent to this machine only: ValueError beyond.
     """
 
     def __init__(
         self,
         address: str | None = None,
         *,
+        token: str = "",
+        tls: Tls | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         patience: Patience | None = None,
         options: Sequence[tuple[str, int | str]] = (),
     ) -> None:
         self.address = address or default_address()
-        self._channel = open_channel(self.address, credentials=credentials, options=options)
+        self.tls = tls
+        shown = token or ("" if address else default_token())
+        self._channel = open_channel(self.address, token=shown, tls=tls, credentials=credentials, options=options)
         self._calls = Calls(patience or Patience())
         self._background = Background()
         self._subscriptions: set[Subscription] = set()

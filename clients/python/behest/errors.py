@@ -83,9 +83,13 @@ class BehestError(Exception):
     @property
     def is_resumable(self) -> bool:
         """Whether a watch that ended so can be resumed."""
-        is_shed = self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and self.retry_seconds is not None
         is_away = self.code is grpc.StatusCode.UNAVAILABLE or self.reason in UNDECIDED_REASONS
-        return not self.is_final and (is_away or is_shed)
+        return not self.is_final and (is_away or self.is_shed)
+
+    @property
+    def is_shed(self) -> bool:
+        """Whether the daemon has no room for the call just now, did nothing, and says when to make it again."""
+        return self.code is grpc.StatusCode.RESOURCE_EXHAUSTED and self.retry_seconds is not None
 
 
 class UnreachableError(BehestError):

@@ -29,6 +29,7 @@ from behest.v1.registry_service_pb2_grpc import RegistryServiceStub
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from behest.security import Tls
     from behest.tool_service import Service
     from behest.v1.registry_service_pb2 import AttachWelcome
 
@@ -47,6 +48,7 @@ class Target:
     token: str = field(default="", repr=False)
     credentials: grpc.ChannelCredentials | None = None
     max_concurrent_calls: int = 0
+    tls: Tls | None = None
 
 
 class Attachment:
@@ -124,12 +126,7 @@ class Attachment:
     @asynccontextmanager
     async def _channel(self) -> AsyncIterator[grpc.aio.Channel]:
         target = self._target
-        credentials = target.credentials
-        if credentials is not None and target.token:
-            credentials = grpc.composite_channel_credentials(
-                credentials, grpc.access_token_call_credentials(target.token)
-            )
-        channel = open_channel(target.address, credentials=credentials)
+        channel = open_channel(target.address, token=target.token, tls=target.tls, credentials=target.credentials)
         try:
             yield channel
         finally:
@@ -137,10 +134,7 @@ class Attachment:
 
     async def _attach(self, channel: grpc.aio.Channel, calls: Calls, backoff: Backoff) -> None:
         """Serve over one stream. Raises BehestError."""
-        # Without TLS grpc sends no credentials of a call, so the token is written out.
-        is_bare = self._target.token and self._target.credentials is None
-        metadata = (("authorization", f"Bearer {self._target.token}"),) if is_bare else ()
-        stream = RegistryServiceStub(channel).AttachServer(metadata=metadata)
+        stream = RegistryServiceStub(channel).AttachServer()
         artifacts = Artifacts(ArtifactServiceStub(channel), calls)
         link = Link(stream, self._service, Standing(artifacts, self._draining, self._owed))
 

@@ -29,6 +29,7 @@ from behest.schema import Mismatch
 from behest.tool_context import Context, Origin, ToolError
 from behest.tool_functions import Function
 from behest.tool_results import error_result, misfit_result, result_of
+from behest.tracing import continued
 from behest.v1.message_pb2 import ToolResult
 from behest.v1.tool_pb2 import Progress, SideEffect
 from behest.v1.tool_service_pb2 import CallToolRequest
@@ -282,7 +283,8 @@ class Calls:
         try:
             if inspect.iscoroutinefunction(function.function):
                 running.task = asyncio.current_task()
-            value = await self._run(function, arguments, running)
+            with continued(origin.traceparent):
+                value = await self._run(function, arguments, running)
             running.task = None
             return result_of(request, context.written, value)
         except asyncio.CancelledError:

@@ -27,6 +27,7 @@ import grpc
 import grpc.aio
 
 from behest.dedupe import RETENTION_SECONDS, MemoryDedupe, SqliteDedupe
+from behest.security import Tls, check_token
 from behest.tool_attach import Attachment, Target
 from behest.tool_calls import Calls
 from behest.tool_context import Context, ToolError
@@ -172,6 +173,7 @@ class ToolServer:
         *,
         name: str,
         token: str = "",
+        tls: Tls | None = None,
         credentials: grpc.ChannelCredentials | None = None,
         max_concurrent_calls: int = 0,
     ) -> Attachment:
@@ -180,9 +182,11 @@ class ToolServer:
         Waits as long as the daemon cannot be reached, and attaches again whenever the stream breaks: calls go on
         meanwhile, and their results are kept for the daemon, as long as `dedupe` remembers. `token` is what the daemon
         asks for; `max_concurrent_calls` bounds the calls at once, 0 leaves it to the daemon. Raises BehestError when
-        the daemon refuses the server, such as TOOL_NAME_TAKEN.
+        the daemon refuses the server, such as TOOL_NAME_TAKEN, and ValueError for a token that would leave this machine
+        in the clear.
         """
-        attachment = Attachment(Target(target, name, token, credentials, max_concurrent_calls), self._service)
+        check_token(token, target, has_tls=tls is not None or credentials is not None)
+        attachment = Attachment(Target(target, name, token, credentials, max_concurrent_calls, tls), self._service)
         task = self._attachments[attachment] = self._group.create_task(attachment.run())
         try:
             await attachment.ready()

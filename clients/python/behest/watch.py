@@ -53,7 +53,7 @@ class Watch:
     async def batches(self) -> AsyncGenerator[list[Update], None]:
         """Yield what is new, as much as has come at once, until the run has ended. Raises BehestError."""
         patience, follower, subject = self._calls.patience, self._follower, self._subject
-        backoff = Backoff(patience.pause_seconds)
+        backoff = Backoff(patience.pause_seconds, patience.drain_seconds)
         while True:
             try:
                 async with aclosing(self._stream(backoff)) as batches:
@@ -65,10 +65,12 @@ class Watch:
             except BehestError as exc:
                 if follower.terminal is not None and not isinstance(exc, WatchOrderError):
                     return
-                if not (exc.is_resumable if subject.run_id else exc.is_undecided):
+                if not (exc.is_resumable if subject.run_id else exc.is_undecided or exc.is_shed):
                     raise
                 error = exc
             limit = patience.watch_seconds if subject.run_id else patience.repeat_seconds
+            if error.is_shed and not subject.run_id:
+                limit = patience.shed_seconds
             await backoff.pause(error, give_up_seconds=limit)
 
     async def _stream(self, backoff: Backoff) -> AsyncGenerator[list[Update], None]:

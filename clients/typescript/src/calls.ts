@@ -31,11 +31,15 @@ export const PATIENCE: Patience = {
   pauseSeconds: 5,
 };
 
+/** How long a daemon may drain and count as heard. */
+const DRAIN_SECONDS = 60;
+
 /** Pauses between attempts, with full jitter, until patience is over. */
 export class Backoff {
   readonly #pauseSeconds: number;
   #attempts = 0;
   #failingSince: number | undefined;
+  #drainingSince = 0;
 
   constructor(pauseSeconds: number) {
     this.#pauseSeconds = pauseSeconds;
@@ -52,7 +56,13 @@ export class Backoff {
   /** Waits before the next attempt. Throws the error when the daemon was not heard for longer than is bearable. */
   async pause(error: BehestError, giveUpSeconds: number, signal?: AbortSignal): Promise<void> {
     const now = performance.now() / 1e3;
-    this.#failingSince ??= now;
+    if (this.#failingSince === undefined) {
+      this.#failingSince = this.#drainingSince = now;
+    }
+    // A daemon that drains says so: it was heard, and is about to be started again.
+    if (error.reason === "RUNTIME_DRAINING" && now < this.#drainingSince + DRAIN_SECONDS) {
+      this.#failingSince = now;
+    }
     let delay = Math.random() * Math.min(this.#pauseSeconds, 0.1 * 2 ** Math.min(this.#attempts, 16));
     delay += Math.min(error.retrySeconds ?? 0, this.#pauseSeconds);
     this.#attempts += 1;

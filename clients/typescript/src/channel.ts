@@ -6,7 +6,7 @@
  */
 
 import type { ClientSessionOptions, SecureClientSessionOptions } from "node:http2";
-import { connect } from "node:net";
+import { connect, isIPv4 } from "node:net";
 import { type Client, createClient, type Interceptor, type Transport } from "@connectrpc/connect";
 import { createGrpcTransport, Http2SessionManager } from "@connectrpc/connect-node";
 import { AgentService } from "./gen/behest/v1/agent_service_pb.js";
@@ -36,7 +36,7 @@ const PINGS = { pingIntervalMs: 20_000, pingTimeoutMs: 10_000 };
 export interface Security {
   /** Authorities and, for mutual TLS, the client's certificate and key, as Node's `tls.connect` takes them. */
   readonly tls?: SecureClientSessionOptions;
-  /** Bearer token that is sent with each call. */
+  /** Bearer token that is sent with each call: over TLS, or to this machine. */
   readonly token?: string;
 }
 
@@ -50,9 +50,15 @@ export interface Channel {
 /** The generated stubs, for what the client does not wrap. They throw ConnectError: see `fromRpc`. */
 export type Stubs = ReturnType<typeof stubsOn>;
 
-/** Opens a channel to HOST:PORT or unix:PATH. Nothing is connected before the first call. */
+/**
+ * Opens a channel to HOST:PORT or unix:PATH. Nothing is connected before the first call. Throws RangeError for a token
+ * that would leave this machine in the clear.
+ */
 export function openChannel(address: string, security: Security = {}): Channel {
   const { tls, token } = security;
+  if (token && tls === undefined && !isLocal(address)) {
+    throw new RangeError(`a token is sent only over TLS or to this machine, and ${address} is neither`);
+  }
   const scheme = tls === undefined ? "http" : "https";
   const path = address.startsWith("unix:") ? address.slice("unix:".length).replace(/^\/\//, "") : "";
   const baseUrl = path ? `${scheme}://localhost` : `${scheme}://${address}`;
@@ -95,6 +101,13 @@ export function stubsOn(transport: Transport) {
 
 /** The stub of runs. */
 export type RunStub = Client<typeof RunService>;
+
+/** Tells whether an address is a Unix socket or one of loopback. */
+export function isLocal(address: string): boolean {
+  const host = address.slice(0, Math.max(address.lastIndexOf(":"), 0)).replace(/^\[|\]$/g, "");
+  const isLoopback = host === "localhost" || (isIPv4(host) && host.startsWith("127.")) || host === "::1";
+  return address.startsWith("unix:") || isLoopback;
+}
 
 function bearer(token: string): Interceptor {
   return (next) => (request) => {

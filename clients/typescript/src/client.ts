@@ -25,7 +25,8 @@ export interface ClientOptions extends Security {
 
 /**
  * A connection to a daemon, with the raw stubs as `stubs`. The address is HOST:PORT or unix:PATH; without one it is what
- * BEHEST_ADDRESS says, else 127.0.0.1:7717. Nothing is connected before the first call.
+ * BEHEST_ADDRESS says, else 127.0.0.1:7717, and the token is what BEHEST_TOKEN says. Nothing is connected before the
+ * first call. Throws RangeError for a token that would leave this machine in the clear.
  */
 export class Client {
   readonly address: string;
@@ -35,7 +36,8 @@ export class Client {
 
   constructor(address?: string, { patience, ...security }: ClientOptions = {}) {
     this.address = address || process.env.BEHEST_ADDRESS || DEFAULT_ADDRESS;
-    this.#channel = openChannel(this.address, security);
+    const token = security.token || (address ? "" : (process.env.BEHEST_TOKEN ?? ""));
+    this.#channel = openChannel(this.address, { ...security, token });
     this.#calls = new Calls({ ...PATIENCE, ...patience });
     this.stubs = stubsOn(this.#channel.transport);
   }

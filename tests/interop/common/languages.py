@@ -111,11 +111,16 @@ class Program:
             pass
         return line.removeprefix("began work ")
 
+    async def fact(self) -> dict[str, Any]:
+        """Return the next thing that a client tells."""
+        fact: dict[str, Any] = json.loads(await self.line())
+        return fact
+
     async def facts(self) -> AsyncIterator[dict[str, Any]]:
         """Yield what a client tells, up to how its run ended."""
         fact: dict[str, Any] = {}
         while "end" not in fact:
-            fact = json.loads(await self.line())
+            fact = await self.fact()
             yield fact
 
     async def end(self) -> int:
@@ -138,12 +143,14 @@ class Program:
 
 
 @asynccontextmanager
-async def program(language: Language, name: str, *arguments: str) -> AsyncIterator[Program]:
-    """Run a program of a language until the block ends."""
+async def program(
+    language: Language, name: str, *arguments: str, more: Mapping[str, str] | None = None
+) -> AsyncIterator[Program]:
+    """Run a program of a language until the block ends, with more in its environment."""
     process = await asyncio.create_subprocess_exec(
         *await asyncio.to_thread(language.command, name),
         *arguments,
-        env={**await asyncio.to_thread(language.environment), "BEHEST_ADDRESS": ""},
+        env={**await asyncio.to_thread(language.environment), "BEHEST_ADDRESS": "", **(more or {})},
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
         limit=64 * 1024 * 1024,
@@ -163,9 +170,11 @@ async def serving(language: Language, store: Path | str = "", token: str = "") -
             yield server, probe
 
 
-async def told(language: Language, *arguments: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+async def told(
+    language: Language, *arguments: str, more: Mapping[str, str] | None = None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Run the client of a language to its end: what it saw, and how its run ended."""
-    async with program(language, "client", *arguments) as client:
+    async with program(language, "client", *arguments, more=more) as client:
         *seen, end = [fact async for fact in client.facts()]
         assert await client.end() == 0
     return seen, end

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,12 @@ import pytest
 
 from behest.client import Client
 from tests.daemon_process import running
-from tests.interop.common.languages import BUILD_SECONDS, Language, program, told
+from tests.interop.common.languages import BUILD_SECONDS, LANGUAGES, Language, Program, program, told
+from tests.systemd.manager import listening
 
 pytestmark = pytest.mark.timeout(BUILD_SECONDS + 180)
 
+WATCHES = 6
 CONFIG = "[limits]\ndrain_seconds = 0.1\n"
 WORDS = 120
 SLOW = f"/delay 40 /words {WORDS}"
@@ -75,3 +79,38 @@ async def test_a_stream_goes_on_over_restarts_without_a_lost_or_repeated_event( 
     assert end["end"] == "completed"
     assert len(end["output"].split()) == WORDS
     assert said(seen).endswith(end["output"])
+
+
+async def test_watches_of_all_languages_go_on_over_a_reload_and_a_restart_without_an_error(tmp_path: Path) -> None:
+    lacking: list[str] = []  # N06
+    async with AsyncExitStack() as stack:
+        manager = await stack.enter_async_context(listening())
+        env = {"NOTIFY_SOCKET": manager.address}
+        daemon = await stack.enter_async_context(running(tmp_path, config=CONFIG, env=env))
+        asker = await stack.enter_async_context(Client(daemon.address))
+        run_id = (await asker.run("/stall")).run_id
+        programs: list[Program] = []
+        for each in LANGUAGES:
+            order = (each, "client", daemon.address, "watches", run_id, str(WATCHES))
+            try:
+                programs.append(await stack.enter_async_context(program(*order)))
+            except pytest.skip.Exception as reason:
+                lacking.append(f"{each}: {reason}")
+        seen = [[await watcher.fact() for _ in range(WATCHES)] for watcher in programs]
+        await manager.heard("READY")
+        daemon.send_signal(signal.SIGHUP)
+        await manager.heard("READY", times=2)
+        assert await daemon.terminate() == 0
+        await daemon.start()
+        await asker.runs.cancel(run_id, force=True)
+        for watcher, facts in zip(programs, seen, strict=True):
+            facts += [fact async for fact in watcher.facts()]
+            assert await watcher.end() == 0
+        head = (await asker.runs.get(run_id)).head_sequence
+    for *facts, end in seen:
+        assert end["end"] == "cancelled"
+        for number in range(WATCHES):
+            of_one = [fact for fact in facts if fact["watch"] == number]
+            assert sequences(of_one) == list(range(1, head + 1))
+    if lacking:
+        pytest.skip("; ".join(lacking))

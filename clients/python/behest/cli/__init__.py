@@ -11,8 +11,9 @@ from behest.cli.lazy import LazyGroup, Place
 PLACES = {
     "run": Place("behest.cli.run", "run", "Order a run and follow it to its end."),
     "watch": Place("behest.cli.run", "watch", "Follow a run that exists."),
-    "cancel": Place("behest.cli.run", "cancel", "Cancel a run."),
+    "cancel": Place("behest.cli.cancel", "cancel", "Cancel a run, or all of a session, an agent, or the namespace."),
     "retry": Place("behest.cli.run", "retry", "Run again what failed, from where it stood."),
+    "explain": Place("behest.cli.explain", "explain", "Say why a run is not moving."),
     "runs": Place("behest.cli.runs", "runs", "List, show, explain and delete runs."),
     "sessions": Place("behest.cli.sessions", "sessions", "Keep conversations."),
     "agents": Place("behest.cli.agents", "agents", "Keep definitions of how runs are executed."),
@@ -28,10 +29,17 @@ PLACES = {
     "mcp-bridge": Place("behest.cli.mcp", "mcp_bridge", "Serve the tools of an MCP server to a daemon."),
     "mcp-serve": Place("behest.cli.mcp", "mcp_serve", "Offer tools and runs of a daemon over MCP."),
     "status": Place("behest.cli.status", "status", "Show how the daemon does."),
+    "top": Place("behest.cli.top", "top", "Watch runs, models, tools and commits."),
+    "doctor": Place("behest.cli.doctor", "doctor", "Check a set-up, and say what to mend."),
+    "pause": Place("behest.cli.pause", "pause", "Stop a tool, a model, an agent, a namespace or all."),
+    "unpause": Place("behest.cli.pause", "unpause", "Lift a pause."),
+    "reload": Place("behest.cli.daemon", "reload", "Have the daemon read its configuration again."),
+    "drain": Place("behest.cli.daemon", "drain", "Stop the daemon when its runs had their time."),
 }
 HELP = """Talk to a behestd.
 
-Every command takes --address (HOST:PORT or unix:PATH; BEHEST_ADDRESS is the default) and --output.
+Every command takes --address (HOST:PORT or unix:PATH; BEHEST_ADDRESS is the default), --token-file (or BEHEST_TOKEN),
+--ca, --cert and --key for TLS, and --output.
 """
 EPILOG = "Exit: 0 done, 1 failed, 2 wrong usage, 3 run cancelled or timed out, 4 daemon unreachable."
 

@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec
 import click
 
 from behest.calls import Patience
+from behest.channel import default_address
 from behest.cli.show import Output
+from behest.cli.tls import of_daemon, to_daemon
 from behest.client import Client
 from behest.errors import BehestError, RunCancelledError, RunTimedOutError, UnreachableError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+
+    from behest.cli.tls import Access
 
 P = ParamSpec("P")
 
@@ -57,22 +61,26 @@ def reported(error: BehestError, client: Client, out: Output) -> Exit:
 
 
 def connected(body: Callable[Concatenate[Client, Output, P], Awaitable[Exit | None]]) -> Callable[..., None]:
-    """Make a command of a coroutine that takes a client and an output: adds --address and --output."""
+    """Make a command of a coroutine that takes a client and an output: adds how to reach a daemon, and --output."""
 
-    async def carried_out(address: str | None, out: Output, arguments: dict[str, Any]) -> Exit:
-        async with Client(address, patience=PATIENCE) as client:
+    async def carried_out(address: str, access: Access, out: Output, arguments: dict[str, Any]) -> Exit:
+        async with Client(address, token=access.token, tls=access.tls, patience=PATIENCE) as client:
             try:
                 return await body(client, out, **arguments) or Exit.DONE  # type: ignore[call-arg]
             except BehestError as error:
                 return reported(error, client, out)
 
     @click.option("--address", metavar="ADDRESS", help="Where the daemon listens. Default: BEHEST_ADDRESS.")
+    @to_daemon
     @click.option("--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="Form.")
     @functools.wraps(body)
     def command(*, address: str | None, output: str, **arguments: Any) -> None:
         # What grpc logs by itself says nothing that the error does not say.
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-        click.get_current_context().exit(asyncio.run(carried_out(address, Output(is_json=output == "json"), arguments)))
+        where, access = address or default_address(), of_daemon(arguments)
+        access.check(where)
+        out = Output(is_json=output == "json")
+        click.get_current_context().exit(asyncio.run(carried_out(where, access, out, arguments)))
 
     return command
 

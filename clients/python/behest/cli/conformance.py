@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from behest.cli.command import Exit
+from behest.cli.tls import Access
 from behest.conformance import models as of_models
 from behest.conformance.models_survey import Prompts
 from behest.conformance.tools import Plan, examine, planned
 from behest.conformance.verdict import Finding, Verdict, passes
+from behest.security import Tls
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -54,12 +56,13 @@ def tools(
     every check be made.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    access = _access(token_env, address, has_tls=bool(settings["tls"]))
     plan = Plan(
         address,
         calls=tuple(map(_call, calls)),
         only=only,
         tools=tools_tried,
-        token=_secret(token_env) if token_env else "",
+        token=access.token,
         tls=bool(settings["tls"]),
         is_stateless=bool(settings["stateless"]),
         seconds=settings["patience"],
@@ -89,13 +92,14 @@ def models(address: str, only: tuple[str, ...], token_env: str | None, is_json: 
     bring about is skipped.
     """
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    access = _access(token_env, address, has_tls=settings["tls"])
     plan = of_models.Plan(
         address,
         model=settings["model"],
         embedding_model=settings["embedding_model"],
         prompts=Prompts(settings["text"], settings["calls"], settings["long"]),
         only=only,
-        token=_secret(token_env) if token_env else "",
+        token=access.token,
         tls=settings["tls"],
         seconds=settings["patience"],
     )
@@ -143,6 +147,12 @@ def _call(text: str) -> tuple[str, str]:
     if not (name and equals):
         raise click.BadParameter(f"{text} is not NAME=JSON", param_hint="--call")
     return name, arguments
+
+
+def _access(token_env: str | None, address: str, *, has_tls: bool) -> Access:
+    access = Access(_secret(token_env) if token_env else "", Tls() if has_tls else None)
+    access.check(address)
+    return access
 
 
 def _secret(name: str) -> str:

@@ -6,7 +6,7 @@ import asyncio
 import os
 import shutil
 import signal
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -24,8 +24,7 @@ from behest.tools import ToolServer
 if TYPE_CHECKING:
     from collections.abc import Coroutine
 
-    import grpc
-
+    from behest.cli.tls import Access
     from behest.mcp.bridge import Bridge
 
 
@@ -38,8 +37,7 @@ class Ends:
 
     name: str
     target: str
-    token: str = field(repr=False)
-    credentials: grpc.ChannelCredentials | None
+    access: Access
     listen: str
     listen_token: str = field(repr=False)
     max_calls: int
@@ -58,7 +56,7 @@ class Ends:
 @click.option("--header", multiple=True, metavar="NAME=VARIABLE", help="HTTP header, and the variable that holds it.")
 @click.option("--dedupe", default="", metavar="FILE", help="Remember calls over restarts here.")
 @click.option("--max-calls", default=0, type=click.IntRange(min=0), help="Most calls at once. Default: the daemon's.")
-@click.option("--token-env", metavar="NAME", help="Variable that holds the token for the daemon.")
+@click.option("--token-env", metavar="NAME", help="Variable with the daemon's token. Default: BEHEST_TOKEN.")
 @click.option("--listen-token-env", metavar="NAME", help="Variable that holds the token that daemons must bring.")
 @click.option("--patience", default=30.0, show_default=True, help="Seconds until the MCP server must be there.")
 @to_daemon
@@ -73,15 +71,19 @@ def mcp_bridge(command: tuple[str, ...], url: str, name: str, target: str | None
         raise click.UsageError("give either a COMMAND behind --, or a --url")
     if not (name or options["listen"]):
         raise click.UsageError("give a --name to attach under, or --listen")
+    access = of_daemon(options)
+    if options["token_env"]:
+        access = replace(access, token=_secret(options["token_env"], "--token-env"))
     ends = Ends(
         name,
         target or default_address(),
-        _secret(options["token_env"], "--token-env"),
-        of_daemon(options),
+        access,
         options["listen"],
         _secret(options["listen_token_env"], "--listen-token-env"),
         options["max_calls"],
     )
+    if name:
+        access.check(ends.target)
     transports, offer = _loaded("transports"), _loaded("offer")
     if url:
         is_safe = url.startswith("https://") or (urlsplit(url).hostname or "") in transports.LOOPBACK
@@ -122,14 +124,15 @@ def mcp_serve(target: str | None, globs: tuple[str, ...], http: str, token_env: 
     pem = (options["http_cert"] or "", options["http_key"] or "")
     if any(pem) != (all(pem) and bool(http)):
         raise click.UsageError("--http-cert, --http-key and --http come together")
-    credentials = of_daemon(options)
+    address, access = target or default_address(), of_daemon(options)
+    access.check(address)
     serving, orders = _loaded("serving"), _loaded("orders")
     token = _secret(token_env, "--token-env")
     if http and host not in _loaded("transports").LOOPBACK and not token:
         raise click.UsageError(f"{host} is beyond loopback: give a --token-env")
 
     async def served() -> Exit:
-        async with Client(target, credentials=credentials) as client:
+        async with Client(address, token=access.token, tls=access.tls) as client:
             given = orders.Orders(client, options["run_tool"], options["agent"]) if options["run_tool"] else None
             face = serving.Face(client, globs, given, has_tools=not options["no_tools"])
             if not http:
@@ -161,8 +164,8 @@ async def _bridge(bridge: Bridge, server: ToolServer, ends: Ends) -> Exit:
                 await server.attach(
                     ends.target,
                     name=ends.name,
-                    token=ends.token,
-                    credentials=ends.credentials,
+                    token=ends.access.token,
+                    tls=ends.access.tls,
                     max_concurrent_calls=ends.max_calls,
                 )
                 click.echo(f"ready name={ends.name} target={ends.target} tools={len(server.tools)}")

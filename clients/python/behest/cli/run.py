@@ -1,4 +1,4 @@
-"""`behest run`, `watch`, `cancel`, `retry`: one run, from its order to its end."""
+"""`behest run`, `watch`, `retry`: one run, from its order to its end."""
 
 from __future__ import annotations
 
@@ -94,16 +94,6 @@ async def watch(client: Client, out: Output, run_id: str, after: int) -> Exit:
     # Tells soon when there is no daemon or no run: the watch itself is patient.
     await client.runs.get(run_id)
     return await followed(client, client.watch(run_id, after=after), out, cancels=False)
-
-
-@click.command()
-@click.argument("run_id", metavar="RUN")
-@click.option("--force", is_flag=True, help="Do not wait for effects in flight: record them as unknown.")
-@click.option("--reason", default="", help="Why, for the log.")
-@connected
-async def cancel(client: Client, out: Output, run_id: str, force: bool, reason: str) -> None:
-    """Cancel a run; no error when it has ended."""
-    out.document(await client.runs.cancel(run_id, force=force, reason=reason))
 
 
 @click.command()

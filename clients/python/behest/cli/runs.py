@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from behest.cli.command import connected, pairs
 from behest.cli.fields import enum_name
+from behest.cli.show import as_json
 from behest.v1 import run_service_pb2, run_state_pb2
 
 if TYPE_CHECKING:
@@ -19,7 +22,7 @@ COLUMNS = ("id", "state", "session_id", "agent_id", "create_time", "end_time", "
 
 @click.group()
 def runs() -> None:
-    """List, show, explain and delete runs."""
+    """List, show, explain, export and delete runs."""
 
 
 @runs.command("list")
@@ -51,6 +54,19 @@ async def list_runs(
 async def get(client: Client, out: Output, run_id: str, at: int) -> None:
     """Show a run with its messages."""
     out.document(await client.runs.get(run_id, at_sequence=at))
+
+
+@runs.command()
+@click.argument("run_id", metavar="RUN")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@connected
+async def export(client: Client, out: Output, run_id: str, file: Path) -> None:
+    """Write the events of a run into FILE, a JSON object a line, up to its end. FILE - is stdout."""
+    with click.open_file(str(file), "w", encoding="utf-8", atomic=str(file) != "-") as stream:
+        async for event in client.watch(run_id).events():
+            stream.write(json.dumps(as_json(event), ensure_ascii=False) + "\n")
+    if str(file) != "-":
+        out.done(f"exported {run_id} to {file}")
 
 
 @runs.command()

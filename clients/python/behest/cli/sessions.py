@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -85,6 +86,28 @@ async def messages(client: Client, out: Output, session_id: str, summaries: bool
             continue
         for part in message.parts:
             click.echo(f"{plain(ROLE, message.role)}: {line_of(part)}")
+
+
+@sessions.command()
+@click.argument("session_id", metavar="SESSION")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+@connected
+async def export(client: Client, out: Output, session_id: str, file: Path) -> None:
+    """Write a session with its runs, messages, scratch data and artifacts into FILE. FILE - is stdout."""
+    with click.open_file(str(file), "wb", atomic=str(file) != "-") as stream:
+        async for chunk in client.sessions.export(session_id):
+            stream.write(chunk)
+    if str(file) != "-":
+        out.done(f"exported {session_id} to {file}")
+
+
+@sessions.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--request-id", default="", help="Makes it repeatable. Default: a new one.")
+@connected
+async def import_session(client: Client, out: Output, file: Path, request_id: str) -> None:
+    """Create a session from FILE, which an export wrote. It keeps its ids."""
+    out.document(await client.sessions.load(file, request_id=request_id))
 
 
 def line_of(part: message_pb2.Part) -> str:

@@ -20,6 +20,7 @@ from google.rpc import status_pb2
 from behest.channel import open_channel
 from behest.conformance.verdict import shown
 from behest.errors import read_status
+from behest.security import check_token
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -153,7 +154,8 @@ class Link:
     """A channel to one server. Used as `async with`."""
 
     def __init__(self, address: str, *, token: str = "", seconds: float = 10.0, tls: bool = False) -> None:
-        """`seconds` is how long an answer is waited for."""
+        """`seconds` is how long an answer is waited for. Raises ValueError as `check_token`."""
+        check_token(token, address, has_tls=tls)
         self.address = address
         self.token = token
         self.seconds = seconds

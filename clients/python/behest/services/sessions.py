@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+import grpc
+import grpc.aio
 from google.protobuf.field_mask_pb2 import FieldMask
 
+from behest.services.artifacts import STATUS_SECONDS, UPLOAD_SECONDS, chunks_of
 from behest.services.ids import new_request_id
 from behest.v1 import session_pb2, session_service_pb2
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterable
+    from pathlib import Path
 
     from behest.calls import Calls
     from behest.v1 import message_pb2
@@ -19,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Sessions:
-    """Calls of SessionService. All raise BehestError. ImportSession is reached by the stub."""
+    """Calls of SessionService. All raise BehestError."""
 
     def __init__(self, stub: SessionServiceAsyncStub, calls: Calls) -> None:
         self._stub = stub
@@ -85,3 +90,24 @@ class Sessions:
         async with aclosing(self._calls.stream(call)) as frames:
             async for frame in frames:
                 yield frame.chunk
+
+    async def load(self, source: bytes | Path, *, request_id: str = "") -> session_pb2.Session:
+        """Create a session from what `export` gave, bytes or a file. Raises OSError for the file."""
+        name = request_id or new_request_id()
+        return (await self._calls.repeated(lambda: self._load(source, name))).session
+
+    async def _load(self, source: bytes | Path, request_id: str) -> session_service_pb2.ImportSessionResponse:
+        call = self._stub.ImportSession(timeout=UPLOAD_SECONDS)
+        try:
+            try:
+                await call.write(session_service_pb2.ImportSessionRequest(request_id=request_id))
+                async with aclosing(chunks_of(source)) as chunks:
+                    async for chunk in chunks:
+                        await call.write(session_service_pb2.ImportSessionRequest(chunk=chunk))
+                await call.done_writing()
+            except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                # As with artifacts: the status that says why is on its way.
+                await asyncio.sleep(STATUS_SECONDS)
+            return await call
+        finally:
+            call.cancel()

@@ -22,12 +22,14 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from behest.v1 import component_pb2 as behest_dot_v1_dot_component__pb2
+from behest.v1 import daemon_load_pb2 as behest_dot_v1_dot_daemon__load__pb2
 from behest.v1 import run_state_pb2 as behest_dot_v1_dot_run__state__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x65hest/v1/daemon_service.proto\x12\tbehest.v1\x1a\x19\x62\x65hest/v1/run_state.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\xae\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\x11\n\tprincipal\x18\x05 \x01(\t\x12\x0e\n\x06scopes\x18\x06 \x03(\t\x12\'\n\x06limits\x18\x07 \x01(\x0b\x32\x17.behest.v1.ClientLimits\x12\'\n\x07storage\x18\x08 \x01(\x0b\x32\x16.behest.v1.StorageInfo\x12\'\n\tkeepalive\x18\t \x01(\x0b\x32\x14.behest.v1.Keepalive\x12\x12\n\nlocal_mode\x18\n \x01(\x08\"\xa5\x03\n\x0c\x43lientLimits\x12\x15\n\rrequest_bytes\x18\x01 \x01(\x03\x12\x16\n\x0eresponse_bytes\x18\x02 \x01(\x03\x12\x16\n\x0emetadata_bytes\x18\x03 \x01(\x03\x12\x1c\n\x14inline_payload_bytes\x18\x04 \x01(\x03\x12\x16\n\x0e\x61rtifact_bytes\x18\x05 \x01(\x03\x12\x13\n\x0b\x63hunk_bytes\x18\x06 \x01(\x03\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x0e\n\x06labels\x18\x08 \x01(\x05\x12\x1e\n\x16streams_per_connection\x18\t \x01(\x05\x12\x10\n\x08watchers\x18\n \x01(\x05\x12\x15\n\rsession_queue\x18\x0b \x01(\x05\x12.\n\x0brun_timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fwatch_heartbeat\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x64\x65\x66\x61ult_deadline\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\"k\n\x0bStorageInfo\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x02 \x01(\t\x12\x34\n\x10\x64urability_class\x18\x03 \x01(\x0e\x32\x1a.behest.v1.DurabilityClass\"\x95\x01\n\tKeepalive\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmin_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x12\n\x10GetStatusRequest\"\x81\x03\n\x11GetStatusResponse\x12\x11\n\taccepting\x18\x01 \x01(\x08\x12\x18\n\x10refusing_reasons\x18\x02 \x03(\t\x12!\n\x04runs\x18\x03 \x03(\x0b\x32\x13.behest.v1.RunCount\x12\x17\n\x0fmax_active_runs\x18\x04 \x01(\x05\x12\x17\n\x0fmax_queued_runs\x18\x05 \x01(\x05\x12\x12\n\ntool_calls\x18\x06 \x01(\x05\x12\r\n\x05tools\x18\x07 \x01(\x05\x12\x10\n\x08watchers\x18\x08 \x01(\x05\x12(\n\x07\x63ommits\x18\t \x01(\x0b\x32\x17.behest.v1.CommitStatus\x12\x39\n\x13\x63ompaction_breakers\x18\n \x03(\x0b\x32\x1c.behest.v1.CompactionBreaker\x12 \n\x06pauses\x18\x0b \x03(\x0b\x32\x10.behest.v1.Pause\x12\x14\n\x0cmemory_bytes\x18\x0c \x01(\x03\x12\x18\n\x10unhealthy_models\x18\r \x03(\t\"<\n\x08RunCount\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.behest.v1.RunState\x12\x0c\n\x04runs\x18\x02 \x01(\x03\"r\n\x0c\x43ommitStatus\x12\x0f\n\x07\x63ommits\x18\x01 \x01(\x03\x12)\n\x06median\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03p99\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"d\n\x11\x43ompactionBreaker\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08\x66\x61ilures\x18\x02 \x01(\x05\x12)\n\x05until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x12\n\x10GetConfigRequest\"?\n\x11GetConfigResponse\x12*\n\x08settings\x18\x01 \x03(\x0b\x32\x18.behest.v1.ConfigSetting\"@\n\rConfigSetting\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nvalue_json\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\"\x0f\n\rReloadRequest\"<\n\x0eReloadResponse\x12\x14\n\x0c\x63hanged_keys\x18\x01 \x03(\t\x12\x14\n\x0crestart_keys\x18\x02 \x03(\t\":\n\x0c\x44rainRequest\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\rDrainResponse\x12\x0c\n\x04runs\x18\x01 \x01(\x03\x12,\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Z\n\x10SetPausedRequest\x12&\n\x06target\x18\x01 \x01(\x0b\x32\x16.behest.v1.PauseTarget\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"5\n\x11SetPausedResponse\x12 \n\x06pauses\x18\x01 \x03(\x0b\x32\x10.behest.v1.Pause\"u\n\x0bPauseTarget\x12\x13\n\ttool_name\x18\x01 \x01(\tH\x00\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x12\x12\n\x08\x61gent_id\x18\x03 \x01(\tH\x00\x12\x13\n\tnamespace\x18\x04 \x01(\tH\x00\x12\r\n\x03\x61ll\x18\x05 \x01(\x08H\x00\x42\x08\n\x06target\"\x83\x01\n\x05Pause\x12&\n\x06target\x18\x01 \x01(\x0b\x32\x16.behest.v1.PauseTarget\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xcb\x03\n\rDaemonService\x12W\n\rGetServerInfo\x12\x1f.behest.v1.GetServerInfoRequest\x1a .behest.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12K\n\tGetStatus\x12\x1b.behest.v1.GetStatusRequest\x1a\x1c.behest.v1.GetStatusResponse\"\x03\x90\x02\x01\x12K\n\tGetConfig\x12\x1b.behest.v1.GetConfigRequest\x1a\x1c.behest.v1.GetConfigResponse\"\x03\x90\x02\x01\x12?\n\x06Reload\x12\x18.behest.v1.ReloadRequest\x1a\x19.behest.v1.ReloadResponse\"\x00\x12<\n\x05\x44rain\x12\x17.behest.v1.DrainRequest\x1a\x18.behest.v1.DrainResponse\"\x00\x12H\n\tSetPaused\x12\x1b.behest.v1.SetPausedRequest\x1a\x1c.behest.v1.SetPausedResponse\"\x00\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1e\x62\x65hest/v1/daemon_service.proto\x12\tbehest.v1\x1a\x19\x62\x65hest/v1/component.proto\x1a\x1b\x62\x65hest/v1/daemon_load.proto\x1a\x19\x62\x65hest/v1/run_state.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x16\n\x14GetServerInfoRequest\"\xae\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0f\n\x07replica\x18\x02 \x01(\t\x12.\n\nstart_time\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tnamespace\x18\x04 \x01(\t\x12\x11\n\tprincipal\x18\x05 \x01(\t\x12\x0e\n\x06scopes\x18\x06 \x03(\t\x12\'\n\x06limits\x18\x07 \x01(\x0b\x32\x17.behest.v1.ClientLimits\x12\'\n\x07storage\x18\x08 \x01(\x0b\x32\x16.behest.v1.StorageInfo\x12\'\n\tkeepalive\x18\t \x01(\x0b\x32\x14.behest.v1.Keepalive\x12\x12\n\nlocal_mode\x18\n \x01(\x08\"\x97\x04\n\x0c\x43lientLimits\x12\x15\n\rrequest_bytes\x18\x01 \x01(\x03\x12\x16\n\x0eresponse_bytes\x18\x02 \x01(\x03\x12\x16\n\x0emetadata_bytes\x18\x03 \x01(\x03\x12\x1c\n\x14inline_payload_bytes\x18\x04 \x01(\x03\x12\x16\n\x0e\x61rtifact_bytes\x18\x05 \x01(\x03\x12\x13\n\x0b\x63hunk_bytes\x18\x06 \x01(\x03\x12\x11\n\tpage_size\x18\x07 \x01(\x05\x12\x0e\n\x06labels\x18\x08 \x01(\x05\x12\x1e\n\x16streams_per_connection\x18\t \x01(\x05\x12\x10\n\x08watchers\x18\n \x01(\x05\x12\x15\n\rsession_queue\x18\x0b \x01(\x05\x12.\n\x0brun_timeout\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x32\n\x0fwatch_heartbeat\x18\r \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x33\n\x10\x64\x65\x66\x61ult_deadline\x18\x0e \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x14\n\x0cschema_bytes\x18\x0f \x01(\x03\x12\x14\n\x0cschema_depth\x18\x10 \x01(\x05\x12\x14\n\x0cschema_nodes\x18\x11 \x01(\x05\x12\x19\n\x11pending_approvals\x18\x12 \x01(\x05\x12\x13\n\x0binput_bytes\x18\x13 \x01(\x03\"k\n\x0bStorageInfo\x12\x0e\n\x06\x65ngine\x18\x01 \x01(\t\x12\x16\n\x0e\x65ngine_version\x18\x02 \x01(\t\x12\x34\n\x10\x64urability_class\x18\x03 \x01(\x0e\x32\x1a.behest.v1.DurabilityClass\"\x95\x01\n\tKeepalive\x12+\n\x08interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12*\n\x07timeout\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12/\n\x0cmin_interval\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x12\n\x10GetStatusRequest\"\xe4\x04\n\x11GetStatusResponse\x12\x11\n\taccepting\x18\x01 \x01(\x08\x12\x18\n\x10refusing_reasons\x18\x02 \x03(\t\x12!\n\x04runs\x18\x03 \x03(\x0b\x32\x13.behest.v1.RunCount\x12\x17\n\x0fmax_active_runs\x18\x04 \x01(\x05\x12\x17\n\x0fmax_queued_runs\x18\x05 \x01(\x05\x12\x12\n\ntool_calls\x18\x06 \x01(\x05\x12\r\n\x05tools\x18\x07 \x01(\x05\x12\x10\n\x08watchers\x18\x08 \x01(\x05\x12(\n\x07\x63ommits\x18\t \x01(\x0b\x32\x17.behest.v1.CommitStatus\x12\x39\n\x13\x63ompaction_breakers\x18\n \x03(\x0b\x32\x1c.behest.v1.CompactionBreaker\x12 \n\x06pauses\x18\x0b \x03(\x0b\x32\x10.behest.v1.Pause\x12\x14\n\x0cmemory_bytes\x18\x0c \x01(\x03\x12\x18\n\x10unhealthy_models\x18\r \x03(\t\x12\x17\n\x0foverload_causes\x18\x14 \x03(\t\x12\x14\n\x0crefused_runs\x18\x15 \x01(\x03\x12\x16\n\x0equota_refusals\x18\x16 \x01(\x03\x12.\n\ncomponents\x18\x17 \x03(\x0b\x32\x1a.behest.v1.ComponentStatus\x12/\n\x0b\x63onfig_time\x18\x18 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x14\n\x0crestart_keys\x18\x19 \x03(\t\x12#\n\x04load\x18\x1d \x01(\x0b\x32\x15.behest.v1.DaemonLoad\"<\n\x08RunCount\x12\"\n\x05state\x18\x01 \x01(\x0e\x32\x13.behest.v1.RunState\x12\x0c\n\x04runs\x18\x02 \x01(\x03\"r\n\x0c\x43ommitStatus\x12\x0f\n\x07\x63ommits\x18\x01 \x01(\x03\x12)\n\x06median\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12&\n\x03p99\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"d\n\x11\x43ompactionBreaker\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08\x66\x61ilures\x18\x02 \x01(\x05\x12)\n\x05until\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x12\n\x10GetConfigRequest\"?\n\x11GetConfigResponse\x12*\n\x08settings\x18\x01 \x03(\x0b\x32\x18.behest.v1.ConfigSetting\"@\n\rConfigSetting\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x12\n\nvalue_json\x18\x02 \x01(\t\x12\x0e\n\x06source\x18\x03 \x01(\t\"\x0f\n\rReloadRequest\"<\n\x0eReloadResponse\x12\x14\n\x0c\x63hanged_keys\x18\x01 \x03(\t\x12\x14\n\x0crestart_keys\x18\x02 \x03(\t\":\n\x0c\x44rainRequest\x12*\n\x07timeout\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\"K\n\rDrainResponse\x12\x0c\n\x04runs\x18\x01 \x01(\x03\x12,\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Z\n\x10SetPausedRequest\x12&\n\x06target\x18\x01 \x01(\x0b\x32\x16.behest.v1.PauseTarget\x12\x0e\n\x06paused\x18\x02 \x01(\x08\x12\x0e\n\x06reason\x18\x03 \x01(\t\"5\n\x11SetPausedResponse\x12 \n\x06pauses\x18\x01 \x03(\x0b\x32\x10.behest.v1.Pause\"u\n\x0bPauseTarget\x12\x13\n\ttool_name\x18\x01 \x01(\tH\x00\x12\x0f\n\x05model\x18\x02 \x01(\tH\x00\x12\x12\n\x08\x61gent_id\x18\x03 \x01(\tH\x00\x12\x13\n\tnamespace\x18\x04 \x01(\tH\x00\x12\r\n\x03\x61ll\x18\x05 \x01(\x08H\x00\x42\x08\n\x06target\"\x83\x01\n\x05Pause\x12&\n\x06target\x18\x01 \x01(\x0b\x32\x16.behest.v1.PauseTarget\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12/\n\x0b\x63reate_time\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp2\xcb\x03\n\rDaemonService\x12W\n\rGetServerInfo\x12\x1f.behest.v1.GetServerInfoRequest\x1a .behest.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12K\n\tGetStatus\x12\x1b.behest.v1.GetStatusRequest\x1a\x1c.behest.v1.GetStatusResponse\"\x03\x90\x02\x01\x12K\n\tGetConfig\x12\x1b.behest.v1.GetConfigRequest\x1a\x1c.behest.v1.GetConfigResponse\"\x03\x90\x02\x01\x12?\n\x06Reload\x12\x18.behest.v1.ReloadRequest\x1a\x19.behest.v1.ReloadResponse\"\x00\x12<\n\x05\x44rain\x12\x17.behest.v1.DrainRequest\x1a\x18.behest.v1.DrainResponse\"\x00\x12H\n\tSetPaused\x12\x1b.behest.v1.SetPausedRequest\x1a\x1c.behest.v1.SetPausedResponse\"\x00\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,48 +42,48 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DAEMONSERVICE'].methods_by_name['GetStatus']._serialized_options = b'\220\002\001'
   _globals['_DAEMONSERVICE'].methods_by_name['GetConfig']._loaded_options = None
   _globals['_DAEMONSERVICE'].methods_by_name['GetConfig']._serialized_options = b'\220\002\001'
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=137
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=159
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=162
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=464
-  _globals['_CLIENTLIMITS']._serialized_start=467
-  _globals['_CLIENTLIMITS']._serialized_end=888
-  _globals['_STORAGEINFO']._serialized_start=890
-  _globals['_STORAGEINFO']._serialized_end=997
-  _globals['_KEEPALIVE']._serialized_start=1000
-  _globals['_KEEPALIVE']._serialized_end=1149
-  _globals['_GETSTATUSREQUEST']._serialized_start=1151
-  _globals['_GETSTATUSREQUEST']._serialized_end=1169
-  _globals['_GETSTATUSRESPONSE']._serialized_start=1172
-  _globals['_GETSTATUSRESPONSE']._serialized_end=1557
-  _globals['_RUNCOUNT']._serialized_start=1559
-  _globals['_RUNCOUNT']._serialized_end=1619
-  _globals['_COMMITSTATUS']._serialized_start=1621
-  _globals['_COMMITSTATUS']._serialized_end=1735
-  _globals['_COMPACTIONBREAKER']._serialized_start=1737
-  _globals['_COMPACTIONBREAKER']._serialized_end=1837
-  _globals['_GETCONFIGREQUEST']._serialized_start=1839
-  _globals['_GETCONFIGREQUEST']._serialized_end=1857
-  _globals['_GETCONFIGRESPONSE']._serialized_start=1859
-  _globals['_GETCONFIGRESPONSE']._serialized_end=1922
-  _globals['_CONFIGSETTING']._serialized_start=1924
-  _globals['_CONFIGSETTING']._serialized_end=1988
-  _globals['_RELOADREQUEST']._serialized_start=1990
-  _globals['_RELOADREQUEST']._serialized_end=2005
-  _globals['_RELOADRESPONSE']._serialized_start=2007
-  _globals['_RELOADRESPONSE']._serialized_end=2067
-  _globals['_DRAINREQUEST']._serialized_start=2069
-  _globals['_DRAINREQUEST']._serialized_end=2127
-  _globals['_DRAINRESPONSE']._serialized_start=2129
-  _globals['_DRAINRESPONSE']._serialized_end=2204
-  _globals['_SETPAUSEDREQUEST']._serialized_start=2206
-  _globals['_SETPAUSEDREQUEST']._serialized_end=2296
-  _globals['_SETPAUSEDRESPONSE']._serialized_start=2298
-  _globals['_SETPAUSEDRESPONSE']._serialized_end=2351
-  _globals['_PAUSETARGET']._serialized_start=2353
-  _globals['_PAUSETARGET']._serialized_end=2470
-  _globals['_PAUSE']._serialized_start=2473
-  _globals['_PAUSE']._serialized_end=2604
-  _globals['_DAEMONSERVICE']._serialized_start=2607
-  _globals['_DAEMONSERVICE']._serialized_end=3066
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=193
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=215
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=218
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=520
+  _globals['_CLIENTLIMITS']._serialized_start=523
+  _globals['_CLIENTLIMITS']._serialized_end=1058
+  _globals['_STORAGEINFO']._serialized_start=1060
+  _globals['_STORAGEINFO']._serialized_end=1167
+  _globals['_KEEPALIVE']._serialized_start=1170
+  _globals['_KEEPALIVE']._serialized_end=1319
+  _globals['_GETSTATUSREQUEST']._serialized_start=1321
+  _globals['_GETSTATUSREQUEST']._serialized_end=1339
+  _globals['_GETSTATUSRESPONSE']._serialized_start=1342
+  _globals['_GETSTATUSRESPONSE']._serialized_end=1954
+  _globals['_RUNCOUNT']._serialized_start=1956
+  _globals['_RUNCOUNT']._serialized_end=2016
+  _globals['_COMMITSTATUS']._serialized_start=2018
+  _globals['_COMMITSTATUS']._serialized_end=2132
+  _globals['_COMPACTIONBREAKER']._serialized_start=2134
+  _globals['_COMPACTIONBREAKER']._serialized_end=2234
+  _globals['_GETCONFIGREQUEST']._serialized_start=2236
+  _globals['_GETCONFIGREQUEST']._serialized_end=2254
+  _globals['_GETCONFIGRESPONSE']._serialized_start=2256
+  _globals['_GETCONFIGRESPONSE']._serialized_end=2319
+  _globals['_CONFIGSETTING']._serialized_start=2321
+  _globals['_CONFIGSETTING']._serialized_end=2385
+  _globals['_RELOADREQUEST']._serialized_start=2387
+  _globals['_RELOADREQUEST']._serialized_end=2402
+  _globals['_RELOADRESPONSE']._serialized_start=2404
+  _globals['_RELOADRESPONSE']._serialized_end=2464
+  _globals['_DRAINREQUEST']._serialized_start=2466
+  _globals['_DRAINREQUEST']._serialized_end=2524
+  _globals['_DRAINRESPONSE']._serialized_start=2526
+  _globals['_DRAINRESPONSE']._serialized_end=2601
+  _globals['_SETPAUSEDREQUEST']._serialized_start=2603
+  _globals['_SETPAUSEDREQUEST']._serialized_end=2693
+  _globals['_SETPAUSEDRESPONSE']._serialized_start=2695
+  _globals['_SETPAUSEDRESPONSE']._serialized_end=2748
+  _globals['_PAUSETARGET']._serialized_start=2750
+  _globals['_PAUSETARGET']._serialized_end=2867
+  _globals['_PAUSE']._serialized_start=2870
+  _globals['_PAUSE']._serialized_end=3001
+  _globals['_DAEMONSERVICE']._serialized_start=3004
+  _globals['_DAEMONSERVICE']._serialized_end=3463
 # @@protoc_insertion_point(module_scope)

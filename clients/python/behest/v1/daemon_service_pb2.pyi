@@ -3,6 +3,8 @@
 isort:skip_file
 """
 
+from behest.v1 import component_pb2 as _component_pb2
+from behest.v1 import daemon_load_pb2 as _daemon_load_pb2
 from behest.v1 import run_state_pb2 as _run_state_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -126,6 +128,11 @@ class ClientLimits(_message.Message):
     RUN_TIMEOUT_FIELD_NUMBER: _builtins.int
     WATCH_HEARTBEAT_FIELD_NUMBER: _builtins.int
     DEFAULT_DEADLINE_FIELD_NUMBER: _builtins.int
+    SCHEMA_BYTES_FIELD_NUMBER: _builtins.int
+    SCHEMA_DEPTH_FIELD_NUMBER: _builtins.int
+    SCHEMA_NODES_FIELD_NUMBER: _builtins.int
+    PENDING_APPROVALS_FIELD_NUMBER: _builtins.int
+    INPUT_BYTES_FIELD_NUMBER: _builtins.int
     request_bytes: _builtins.int
     """Largest request. Larger ones are refused by gRPC itself."""
     response_bytes: _builtins.int
@@ -148,6 +155,16 @@ class ClientLimits(_message.Message):
     """Most watches at once of one principal."""
     session_queue: _builtins.int
     """Most runs queued on one session."""
+    schema_bytes: _builtins.int
+    """Largest JSON Schema of a tool or an answer."""
+    schema_depth: _builtins.int
+    """Most levels of brackets of such a schema."""
+    schema_nodes: _builtins.int
+    """Most subschemas of such a schema."""
+    pending_approvals: _builtins.int
+    """Most calls of one principal's runs that wait for an approval at once."""
+    input_bytes: _builtins.int
+    """Largest input of a run."""
     @_builtins.property
     def run_timeout(self) -> _duration_pb2.Duration:
         """Longest time that a run may ask for."""
@@ -177,10 +194,15 @@ class ClientLimits(_message.Message):
         run_timeout: _duration_pb2.Duration | None = ...,
         watch_heartbeat: _duration_pb2.Duration | None = ...,
         default_deadline: _duration_pb2.Duration | None = ...,
+        schema_bytes: _builtins.int = ...,
+        schema_depth: _builtins.int = ...,
+        schema_nodes: _builtins.int = ...,
+        pending_approvals: _builtins.int = ...,
+        input_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_deadline", b"default_deadline", "run_timeout", b"run_timeout", "watch_heartbeat", b"watch_heartbeat"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "chunk_bytes", b"chunk_bytes", "default_deadline", b"default_deadline", "inline_payload_bytes", b"inline_payload_bytes", "labels", b"labels", "metadata_bytes", b"metadata_bytes", "page_size", b"page_size", "request_bytes", b"request_bytes", "response_bytes", b"response_bytes", "run_timeout", b"run_timeout", "session_queue", b"session_queue", "streams_per_connection", b"streams_per_connection", "watch_heartbeat", b"watch_heartbeat", "watchers", b"watchers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["artifact_bytes", b"artifact_bytes", "chunk_bytes", b"chunk_bytes", "default_deadline", b"default_deadline", "inline_payload_bytes", b"inline_payload_bytes", "input_bytes", b"input_bytes", "labels", b"labels", "metadata_bytes", b"metadata_bytes", "page_size", b"page_size", "pending_approvals", b"pending_approvals", "request_bytes", b"request_bytes", "response_bytes", b"response_bytes", "run_timeout", b"run_timeout", "schema_bytes", b"schema_bytes", "schema_depth", b"schema_depth", "schema_nodes", b"schema_nodes", "session_queue", b"session_queue", "streams_per_connection", b"streams_per_connection", "watch_heartbeat", b"watch_heartbeat", "watchers", b"watchers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -288,6 +310,13 @@ class GetStatusResponse(_message.Message):
     PAUSES_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     UNHEALTHY_MODELS_FIELD_NUMBER: _builtins.int
+    OVERLOAD_CAUSES_FIELD_NUMBER: _builtins.int
+    REFUSED_RUNS_FIELD_NUMBER: _builtins.int
+    QUOTA_REFUSALS_FIELD_NUMBER: _builtins.int
+    COMPONENTS_FIELD_NUMBER: _builtins.int
+    CONFIG_TIME_FIELD_NUMBER: _builtins.int
+    RESTART_KEYS_FIELD_NUMBER: _builtins.int
+    LOAD_FIELD_NUMBER: _builtins.int
     accepting: _builtins.bool
     """Whether the daemon takes new runs."""
     max_active_runs: _builtins.int
@@ -302,6 +331,10 @@ class GetStatusResponse(_message.Message):
     """Open watches."""
     memory_bytes: _builtins.int
     """Resident memory of the process."""
+    refused_runs: _builtins.int
+    """Runs refused since the start, because something was too much or for a quota."""
+    quota_refusals: _builtins.int
+    """Calls and runs refused since the start for the rate or quota of their principal or namespace."""
     @_builtins.property
     def refusing_reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Why not, as reasons of ErrorReason: RUNTIME_DRAINING, RUNTIME_OVERLOADED, STORAGE_FULL. Empty = it does."""
@@ -326,6 +359,28 @@ class GetStatusResponse(_message.Message):
     def unhealthy_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models that are not healthy, by id, at most 100; GetModel says how they are."""
 
+    @_builtins.property
+    def overload_causes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What is too much, so that no new runs are taken: `commits` that take too long, `memory`, `disk` or `runs`. Clients
+        must tolerate others. Empty = nothing is.
+        """
+
+    @_builtins.property
+    def components(self) -> _containers.RepeatedCompositeFieldContainer[_component_pb2.ComponentStatus]:
+        """Components of the daemon, in the order of their start."""
+
+    @_builtins.property
+    def config_time(self) -> _timestamp_pb2.Timestamp:
+        """When the configuration in force was read."""
+
+    @_builtins.property
+    def restart_keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Keys whose new values take effect at the next start only."""
+
+    @_builtins.property
+    def load(self) -> _daemon_load_pb2.DaemonLoad:
+        """How busy it is, by tool and model, and what the machine has left."""
+
     def __init__(
         self,
         *,
@@ -342,10 +397,17 @@ class GetStatusResponse(_message.Message):
         pauses: _abc.Iterable[Global___Pause] | None = ...,
         memory_bytes: _builtins.int = ...,
         unhealthy_models: _abc.Iterable[_builtins.str] | None = ...,
+        overload_causes: _abc.Iterable[_builtins.str] | None = ...,
+        refused_runs: _builtins.int = ...,
+        quota_refusals: _builtins.int = ...,
+        components: _abc.Iterable[_component_pb2.ComponentStatus] | None = ...,
+        config_time: _timestamp_pb2.Timestamp | None = ...,
+        restart_keys: _abc.Iterable[_builtins.str] | None = ...,
+        load: _daemon_load_pb2.DaemonLoad | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commits", b"commits", "config_time", b"config_time", "load", b"load"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepting", b"accepting", "commits", b"commits", "compaction_breakers", b"compaction_breakers", "max_active_runs", b"max_active_runs", "max_queued_runs", b"max_queued_runs", "memory_bytes", b"memory_bytes", "pauses", b"pauses", "refusing_reasons", b"refusing_reasons", "runs", b"runs", "tool_calls", b"tool_calls", "tools", b"tools", "unhealthy_models", b"unhealthy_models", "watchers", b"watchers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepting", b"accepting", "commits", b"commits", "compaction_breakers", b"compaction_breakers", "components", b"components", "config_time", b"config_time", "load", b"load", "max_active_runs", b"max_active_runs", "max_queued_runs", b"max_queued_runs", "memory_bytes", b"memory_bytes", "overload_causes", b"overload_causes", "pauses", b"pauses", "quota_refusals", b"quota_refusals", "refused_runs", b"refused_runs", "refusing_reasons", b"refusing_reasons", "restart_keys", b"restart_keys", "runs", b"runs", "tool_calls", b"tool_calls", "tools", b"tools", "unhealthy_models", b"unhealthy_models", "watchers", b"watchers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

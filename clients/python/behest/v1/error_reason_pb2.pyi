@@ -42,6 +42,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The caller may not do this. PERMISSION_DENIED; scope."""
     ERROR_REASON_AUTH_QUOTA_EXCEEDED: _ErrorReason.ValueType  # 202
     """The caller is over its rate or quota. RESOURCE_EXHAUSTED; quota, limit."""
+    ERROR_REASON_AUTH_CREDENTIAL_INVALID: _ErrorReason.ValueType  # 203
+    """The credential is not known, or is malformed. UNAUTHENTICATED."""
+    ERROR_REASON_AUTH_CREDENTIAL_EXPIRED: _ErrorReason.ValueType  # 204
+    """The credential's time is over; a stream that it opened ends too. UNAUTHENTICATED."""
+    ERROR_REASON_AUTH_CREDENTIAL_REVOKED: _ErrorReason.ValueType  # 205
+    """The credential was taken back; a stream that it opened ends too. UNAUTHENTICATED."""
     ERROR_REASON_RUN_NOT_FOUND: _ErrorReason.ValueType  # 300
     """There is no such run. NOT_FOUND; runId."""
     ERROR_REASON_RUN_ID_TAKEN: _ErrorReason.ValueType  # 301
@@ -114,6 +120,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """There is no such message. NOT_FOUND; messageId."""
     ERROR_REASON_SESSION_BUDGET: _ErrorReason.ValueType  # 607
     """The session would pass its budget. RESOURCE_EXHAUSTED; budget, limit, used, reserved."""
+    ERROR_REASON_SESSION_FILE_INVALID: _ErrorReason.ValueType  # 608
+    """What is to be imported is no file of a session, or is damaged; nothing was kept. INVALID_ARGUMENT; field, line."""
     ERROR_REASON_AGENT_NOT_FOUND: _ErrorReason.ValueType  # 700
     """There is no such agent. NOT_FOUND; agentId."""
     ERROR_REASON_AGENT_ID_TAKEN: _ErrorReason.ValueType  # 701
@@ -200,6 +208,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """The server is in the configuration, and no call can change it. FAILED_PRECONDITION; serverId."""
     ERROR_REASON_TOOL_SERVER_REPLACED: _ErrorReason.ValueType  # 922
     """Another stream of the same name and principal took this one's place. ABORTED; name."""
+    ERROR_REASON_TOOL_SERVER_IDENTITY_CHANGED: _ErrorReason.ValueType  # 923
+    """Who answers at the endpoint is not who was registered there. PERMISSION_DENIED; endpoint, expected, actual."""
     ERROR_REASON_APPROVAL_NOT_FOUND: _ErrorReason.ValueType  # 1000
     """No approval was asked for the call. NOT_FOUND; callId."""
     ERROR_REASON_APPROVAL_DECIDED: _ErrorReason.ValueType  # 1001
@@ -277,6 +287,12 @@ ERROR_REASON_AUTH_SCOPE_MISSING: ErrorReason.ValueType  # 201
 """The caller may not do this. PERMISSION_DENIED; scope."""
 ERROR_REASON_AUTH_QUOTA_EXCEEDED: ErrorReason.ValueType  # 202
 """The caller is over its rate or quota. RESOURCE_EXHAUSTED; quota, limit."""
+ERROR_REASON_AUTH_CREDENTIAL_INVALID: ErrorReason.ValueType  # 203
+"""The credential is not known, or is malformed. UNAUTHENTICATED."""
+ERROR_REASON_AUTH_CREDENTIAL_EXPIRED: ErrorReason.ValueType  # 204
+"""The credential's time is over; a stream that it opened ends too. UNAUTHENTICATED."""
+ERROR_REASON_AUTH_CREDENTIAL_REVOKED: ErrorReason.ValueType  # 205
+"""The credential was taken back; a stream that it opened ends too. UNAUTHENTICATED."""
 ERROR_REASON_RUN_NOT_FOUND: ErrorReason.ValueType  # 300
 """There is no such run. NOT_FOUND; runId."""
 ERROR_REASON_RUN_ID_TAKEN: ErrorReason.ValueType  # 301
@@ -349,6 +365,8 @@ ERROR_REASON_SESSION_MESSAGE_NOT_FOUND: ErrorReason.ValueType  # 606
 """There is no such message. NOT_FOUND; messageId."""
 ERROR_REASON_SESSION_BUDGET: ErrorReason.ValueType  # 607
 """The session would pass its budget. RESOURCE_EXHAUSTED; budget, limit, used, reserved."""
+ERROR_REASON_SESSION_FILE_INVALID: ErrorReason.ValueType  # 608
+"""What is to be imported is no file of a session, or is damaged; nothing was kept. INVALID_ARGUMENT; field, line."""
 ERROR_REASON_AGENT_NOT_FOUND: ErrorReason.ValueType  # 700
 """There is no such agent. NOT_FOUND; agentId."""
 ERROR_REASON_AGENT_ID_TAKEN: ErrorReason.ValueType  # 701
@@ -435,6 +453,8 @@ ERROR_REASON_TOOL_SERVER_CONFIGURED: ErrorReason.ValueType  # 921
 """The server is in the configuration, and no call can change it. FAILED_PRECONDITION; serverId."""
 ERROR_REASON_TOOL_SERVER_REPLACED: ErrorReason.ValueType  # 922
 """Another stream of the same name and principal took this one's place. ABORTED; name."""
+ERROR_REASON_TOOL_SERVER_IDENTITY_CHANGED: ErrorReason.ValueType  # 923
+"""Who answers at the endpoint is not who was registered there. PERMISSION_DENIED; endpoint, expected, actual."""
 ERROR_REASON_APPROVAL_NOT_FOUND: ErrorReason.ValueType  # 1000
 """No approval was asked for the call. NOT_FOUND; callId."""
 ERROR_REASON_APPROVAL_DECIDED: ErrorReason.ValueType  # 1001

@@ -35,6 +35,8 @@ class _SupersedeReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Super
     """The run was released and taken up again."""
     SUPERSEDE_REASON_CANCEL: _SupersedeReason.ValueType  # 3
     """The run was cancelled."""
+    SUPERSEDE_REASON_PAUSED: _SupersedeReason.ValueType  # 4
+    """An operator paused what the attempt needs before it left. Nothing was sent."""
 
 class SupersedeReason(_SupersedeReason, metaclass=_SupersedeReasonEnumTypeWrapper):
     """SupersedeReason says why an attempt counts no more. Clients must tolerate values they do not know."""
@@ -47,6 +49,8 @@ SUPERSEDE_REASON_RELEASE: SupersedeReason.ValueType  # 2
 """The run was released and taken up again."""
 SUPERSEDE_REASON_CANCEL: SupersedeReason.ValueType  # 3
 """The run was cancelled."""
+SUPERSEDE_REASON_PAUSED: SupersedeReason.ValueType  # 4
+"""An operator paused what the attempt needs before it left. Nothing was sent."""
 Global___SupersedeReason: _TypeAlias = SupersedeReason  # noqa: Y015
 
 class _FailureClass:

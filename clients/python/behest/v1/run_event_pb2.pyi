@@ -96,6 +96,7 @@ class RunCreated(_message.Message):
     NAMESPACE_FIELD_NUMBER: _builtins.int
     QUEUE_TIMEOUT_FIELD_NUMBER: _builtins.int
     CANCEL_ON_DISCONNECT_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The client's id of the request. May be empty."""
     request_digest: _builtins.bytes
@@ -114,6 +115,8 @@ class RunCreated(_message.Message):
     """The namespace."""
     cancel_on_disconnect: _builtins.bool
     """Whether the run is cancelled when the client that streams it goes away."""
+    traceparent: _builtins.str
+    """The W3C trace context that the order came with; the run's span stands under its span. May be empty."""
     @_builtins.property
     def input(self) -> _message_pb2.Message:
         """The order."""
@@ -161,10 +164,11 @@ class RunCreated(_message.Message):
         namespace: _builtins.str = ...,
         queue_timeout: _duration_pb2.Duration | None = ...,
         cancel_on_disconnect: _builtins.bool = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "forked_from", b"forked_from", "input", b"input", "parent", b"parent", "queue_timeout", b"queue_timeout", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "cancel_on_disconnect", b"cancel_on_disconnect", "definition_hash", b"definition_hash", "durability_class", b"durability_class", "forked_from", b"forked_from", "input", b"input", "labels", b"labels", "namespace", b"namespace", "parent", b"parent", "principal", b"principal", "queue_timeout", b"queue_timeout", "request_digest", b"request_digest", "request_id", b"request_id", "session_id", b"session_id", "session_policy", b"session_policy", "timeout", b"timeout"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "cancel_on_disconnect", b"cancel_on_disconnect", "definition_hash", b"definition_hash", "durability_class", b"durability_class", "forked_from", b"forked_from", "input", b"input", "labels", b"labels", "namespace", b"namespace", "parent", b"parent", "principal", b"principal", "queue_timeout", b"queue_timeout", "request_digest", b"request_digest", "request_id", b"request_id", "session_id", b"session_id", "session_policy", b"session_policy", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -320,8 +324,14 @@ class RunWaiting(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
     reason: _run_state_pb2.WaitReason.ValueType
     """What it waits for."""
+    subject: _builtins.str
+    """What is paused, as in `tool charge_card`, when it waits for that. Empty = it waits for something else."""
+    message: _builtins.str
+    """Why that is paused."""
     @_builtins.property
     def until(self) -> _timestamp_pb2.Timestamp:
         """When the wait is over in any case."""
@@ -331,10 +341,12 @@ class RunWaiting(_message.Message):
         *,
         reason: _run_state_pb2.WaitReason.ValueType = ...,
         until: _timestamp_pb2.Timestamp | None = ...,
+        subject: _builtins.str = ...,
+        message: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["reason", b"reason", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "reason", b"reason", "subject", b"subject", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -641,8 +641,10 @@ class RunObstacle(_message.Message):
     UNTIL_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """What it is: "session_busy", "capacity", "model_call", "tool_call", "approval", "input", "outcome_unknown",
-    "backoff", "quota", "paused", "child_run", "summary", "cancelling" or "no_owner". Behind a child run comes what that
-    waits for.
+    "backoff", "quota", "paused", "child_run", "summary", "context", "circuit_open", "rate_limit", "retry_budget",
+    "server_away", "storage_full", "draining", "cancelling", "commit", "unfit" or "no_owner". What stands in the way of
+    the daemon as a whole comes last, and behind a child run comes what that waits for. Clients must tolerate kinds
+    that they do not know.
     """
     subject: _builtins.str
     """The thing concerned: a run, a call, a model, a tool."""

@@ -28,7 +28,7 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x65hest/v1/server.proto\x12\tbehest.v1\x1a\x14\x62\x65hest/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x9b\x06\n\x06Server\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\nconnection\x18\x03 \x01(\x0e\x32\x1b.behest.v1.ServerConnection\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12&\n\x06offers\x18\x05 \x03(\x0e\x32\x16.behest.v1.ServerOffer\x12\x13\n\x0bname_prefix\x18\x06 \x01(\t\x12:\n\rtool_policies\x18\x07 \x03(\x0b\x32#.behest.v1.Server.ToolPoliciesEntry\x12\x11\n\ttoken_ref\x18\x08 \x01(\t\x12!\n\x03tls\x18\t \x01(\x0b\x32\x14.behest.v1.ServerTls\x12\x33\n\x10\x64\x65\x64upe_retention\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x06labels\x18\x0b \x03(\x0b\x32\x1d.behest.v1.Server.LabelsEntry\x12\x12\n\nconfigured\x18\x0c \x01(\x08\x12%\n\x05state\x18\r \x01(\x0e\x32\x16.behest.v1.ServerState\x12!\n\x05\x65rror\x18\x0e \x01(\x0b\x32\x12.google.rpc.Status\x12\x12\n\ntool_names\x18\x0f \x03(\t\x12\x11\n\tmodel_ids\x18\x10 \x03(\t\x12\x11\n\tprincipal\x18\x11 \x01(\t\x12/\n\x0b\x63reate_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tseen_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x1aJ\n\x11ToolPoliciesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.behest.v1.ToolPolicy:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Z\n\tServerTls\x12\x0e\n\x06\x63\x61_ref\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_ref\x18\x02 \x01(\t\x12\x0f\n\x07key_ref\x18\x03 \x01(\t\x12\x13\n\x0bserver_name\x18\x04 \x01(\t*t\n\x10ServerConnection\x12!\n\x1dSERVER_CONNECTION_UNSPECIFIED\x10\x00\x12\x1d\n\x19SERVER_CONNECTION_DIALLED\x10\x01\x12\x1e\n\x1aSERVER_CONNECTION_ATTACHED\x10\x02*\x91\x01\n\x0bServerOffer\x12\x1c\n\x18SERVER_OFFER_UNSPECIFIED\x10\x00\x12\x16\n\x12SERVER_OFFER_TOOLS\x10\x01\x12\x15\n\x11SERVER_OFFER_CHAT\x10\x02\x12\x1b\n\x17SERVER_OFFER_EMBEDDINGS\x10\x03\x12\x18\n\x14SERVER_OFFER_CONTEXT\x10\x04*\xb9\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17SERVER_STATE_CONNECTING\x10\x01\x12\x16\n\x12SERVER_STATE_READY\x10\x02\x12\x19\n\x15SERVER_STATE_DEGRADED\x10\x03\x12\x1d\n\x19SERVER_STATE_RECONNECTING\x10\x04\x12\x1d\n\x19SERVER_STATE_DISCONNECTED\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x65hest/v1/server.proto\x12\tbehest.v1\x1a\x14\x62\x65hest/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xad\x06\n\x06Server\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12/\n\nconnection\x18\x03 \x01(\x0e\x32\x1b.behest.v1.ServerConnection\x12\x0f\n\x07\x61\x64\x64ress\x18\x04 \x01(\t\x12&\n\x06offers\x18\x05 \x03(\x0e\x32\x16.behest.v1.ServerOffer\x12\x13\n\x0bname_prefix\x18\x06 \x01(\t\x12:\n\rtool_policies\x18\x07 \x03(\x0b\x32#.behest.v1.Server.ToolPoliciesEntry\x12\x11\n\ttoken_ref\x18\x08 \x01(\t\x12!\n\x03tls\x18\t \x01(\x0b\x32\x14.behest.v1.ServerTls\x12\x33\n\x10\x64\x65\x64upe_retention\x18\n \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\x06labels\x18\x0b \x03(\x0b\x32\x1d.behest.v1.Server.LabelsEntry\x12\x12\n\nconfigured\x18\x0c \x01(\x08\x12%\n\x05state\x18\r \x01(\x0e\x32\x16.behest.v1.ServerState\x12!\n\x05\x65rror\x18\x0e \x01(\x0b\x32\x12.google.rpc.Status\x12\x12\n\ntool_names\x18\x0f \x03(\t\x12\x11\n\tmodel_ids\x18\x10 \x03(\t\x12\x11\n\tprincipal\x18\x11 \x01(\t\x12/\n\x0b\x63reate_time\x18\x12 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x13 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12-\n\tseen_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08identity\x18\x15 \x01(\t\x1aJ\n\x11ToolPoliciesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12$\n\x05value\x18\x02 \x01(\x0b\x32\x15.behest.v1.ToolPolicy:\x02\x38\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"Z\n\tServerTls\x12\x0e\n\x06\x63\x61_ref\x18\x01 \x01(\t\x12\x17\n\x0f\x63\x65rtificate_ref\x18\x02 \x01(\t\x12\x0f\n\x07key_ref\x18\x03 \x01(\t\x12\x13\n\x0bserver_name\x18\x04 \x01(\t*t\n\x10ServerConnection\x12!\n\x1dSERVER_CONNECTION_UNSPECIFIED\x10\x00\x12\x1d\n\x19SERVER_CONNECTION_DIALLED\x10\x01\x12\x1e\n\x1aSERVER_CONNECTION_ATTACHED\x10\x02*\x91\x01\n\x0bServerOffer\x12\x1c\n\x18SERVER_OFFER_UNSPECIFIED\x10\x00\x12\x16\n\x12SERVER_OFFER_TOOLS\x10\x01\x12\x15\n\x11SERVER_OFFER_CHAT\x10\x02\x12\x1b\n\x17SERVER_OFFER_EMBEDDINGS\x10\x03\x12\x18\n\x14SERVER_OFFER_CONTEXT\x10\x04*\xb9\x01\n\x0bServerState\x12\x1c\n\x18SERVER_STATE_UNSPECIFIED\x10\x00\x12\x1b\n\x17SERVER_STATE_CONNECTING\x10\x01\x12\x16\n\x12SERVER_STATE_READY\x10\x02\x12\x19\n\x15SERVER_STATE_DEGRADED\x10\x03\x12\x1d\n\x19SERVER_STATE_RECONNECTING\x10\x04\x12\x1d\n\x19SERVER_STATE_DISCONNECTED\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -39,18 +39,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SERVER_TOOLPOLICIESENTRY']._serialized_options = b'8\001'
   _globals['_SERVER_LABELSENTRY']._loaded_options = None
   _globals['_SERVER_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_SERVERCONNECTION']._serialized_start=1039
-  _globals['_SERVERCONNECTION']._serialized_end=1155
-  _globals['_SERVEROFFER']._serialized_start=1158
-  _globals['_SERVEROFFER']._serialized_end=1303
-  _globals['_SERVERSTATE']._serialized_start=1306
-  _globals['_SERVERSTATE']._serialized_end=1491
+  _globals['_SERVERCONNECTION']._serialized_start=1057
+  _globals['_SERVERCONNECTION']._serialized_end=1173
+  _globals['_SERVEROFFER']._serialized_start=1176
+  _globals['_SERVEROFFER']._serialized_end=1321
+  _globals['_SERVERSTATE']._serialized_start=1324
+  _globals['_SERVERSTATE']._serialized_end=1509
   _globals['_SERVER']._serialized_start=150
-  _globals['_SERVER']._serialized_end=945
-  _globals['_SERVER_TOOLPOLICIESENTRY']._serialized_start=824
-  _globals['_SERVER_TOOLPOLICIESENTRY']._serialized_end=898
-  _globals['_SERVER_LABELSENTRY']._serialized_start=900
-  _globals['_SERVER_LABELSENTRY']._serialized_end=945
-  _globals['_SERVERTLS']._serialized_start=947
-  _globals['_SERVERTLS']._serialized_end=1037
+  _globals['_SERVER']._serialized_end=963
+  _globals['_SERVER_TOOLPOLICIESENTRY']._serialized_start=842
+  _globals['_SERVER_TOOLPOLICIESENTRY']._serialized_end=916
+  _globals['_SERVER_LABELSENTRY']._serialized_start=918
+  _globals['_SERVER_LABELSENTRY']._serialized_end=963
+  _globals['_SERVERTLS']._serialized_start=965
+  _globals['_SERVERTLS']._serialized_end=1055
 # @@protoc_insertion_point(module_scope)

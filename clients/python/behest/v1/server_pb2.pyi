@@ -184,6 +184,7 @@ class Server(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     UPDATE_TIME_FIELD_NUMBER: _builtins.int
     SEEN_TIME_FIELD_NUMBER: _builtins.int
+    IDENTITY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Output only. Id of the server."""
     name: _builtins.str
@@ -204,6 +205,11 @@ class Server(_message.Message):
     """Output only. Where the connection is."""
     principal: _builtins.str
     """Output only. Principal that registered it. Only the same one or an admin may register the name again."""
+    identity: _builtins.str
+    """Output only. Who a dialled server with TLS is: `spiffe://…`, or `sha256:…` of the public key of its certificate, as
+    it was when it was first reached. Whoever else answers is refused with TOOL_SERVER_IDENTITY_CHANGED, until the
+    server is registered again with `replace`. Empty = not reached yet, without TLS, attached, or configured.
+    """
     @_builtins.property
     def offers(self) -> _containers.RepeatedScalarFieldContainer[Global___ServerOffer.ValueType]:
         """Required. What the server serves, at least one."""
@@ -275,10 +281,11 @@ class Server(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         update_time: _timestamp_pb2.Timestamp | None = ...,
         seen_time: _timestamp_pb2.Timestamp | None = ...,
+        identity: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "dedupe_retention", b"dedupe_retention", "error", b"error", "seen_time", b"seen_time", "tls", b"tls", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "configured", b"configured", "connection", b"connection", "create_time", b"create_time", "dedupe_retention", b"dedupe_retention", "error", b"error", "id", b"id", "labels", b"labels", "model_ids", b"model_ids", "name", b"name", "name_prefix", b"name_prefix", "offers", b"offers", "principal", b"principal", "seen_time", b"seen_time", "state", b"state", "tls", b"tls", "token_ref", b"token_ref", "tool_names", b"tool_names", "tool_policies", b"tool_policies", "update_time", b"update_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "configured", b"configured", "connection", b"connection", "create_time", b"create_time", "dedupe_retention", b"dedupe_retention", "error", b"error", "id", b"id", "identity", b"identity", "labels", b"labels", "model_ids", b"model_ids", "name", b"name", "name_prefix", b"name_prefix", "offers", b"offers", "principal", b"principal", "seen_time", b"seen_time", "state", b"state", "tls", b"tls", "token_ref", b"token_ref", "tool_names", b"tool_names", "tool_policies", b"tool_policies", "update_time", b"update_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

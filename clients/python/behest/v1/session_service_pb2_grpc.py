@@ -153,14 +153,18 @@ class SessionServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ExportSession(self, request, context):
-        """Sends a session as a file of JSON lines.
+        """Sends a session as a file of JSON lines: its record, the logs of its runs and of their child runs, its messages,
+        scratch data and artifacts. What it used, and its request ids, stay here.
+        Fails with SESSION_BUSY while a run of it is not ended, and with REQUEST_INVALID for the session of a child run, which
+        goes with that of its parent.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ImportSession(self, request_iterator, context):
-        """Creates a session from such a file.
+        """Creates a session from such a file, all of it or nothing. Sessions, runs, messages and artifacts keep their ids.
+        Fails with SESSION_FILE_INVALID, and with SESSION_ID_TAKEN or RUN_ID_TAKEN where an id is taken.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

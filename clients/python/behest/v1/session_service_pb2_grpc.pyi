@@ -58,9 +58,15 @@ class SessionServiceStub:
     Fails with SESSION_BUSY while a run of the session is active, and with what the model's provider fails with.
     """
     ExportSession: _grpc.UnaryStreamMultiCallable[_session_service_pb2.ExportSessionRequest, _session_service_pb2.ExportSessionResponse]
-    """Sends a session as a file of JSON lines."""
+    """Sends a session as a file of JSON lines: its record, the logs of its runs and of their child runs, its messages,
+    scratch data and artifacts. What it used, and its request ids, stay here.
+    Fails with SESSION_BUSY while a run of it is not ended, and with REQUEST_INVALID for the session of a child run, which
+    goes with that of its parent.
+    """
     ImportSession: _grpc.StreamUnaryMultiCallable[_session_service_pb2.ImportSessionRequest, _session_service_pb2.ImportSessionResponse]
-    """Creates a session from such a file."""
+    """Creates a session from such a file, all of it or nothing. Sessions, runs, messages and artifacts keep their ids.
+    Fails with SESSION_FILE_INVALID, and with SESSION_ID_TAKEN or RUN_ID_TAKEN where an id is taken.
+    """
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
@@ -92,9 +98,15 @@ class SessionServiceAsyncStub(SessionServiceStub):
     Fails with SESSION_BUSY while a run of the session is active, and with what the model's provider fails with.
     """
     ExportSession: _aio.UnaryStreamMultiCallable[_session_service_pb2.ExportSessionRequest, _session_service_pb2.ExportSessionResponse]  # type: ignore[assignment]
-    """Sends a session as a file of JSON lines."""
+    """Sends a session as a file of JSON lines: its record, the logs of its runs and of their child runs, its messages,
+    scratch data and artifacts. What it used, and its request ids, stay here.
+    Fails with SESSION_BUSY while a run of it is not ended, and with REQUEST_INVALID for the session of a child run, which
+    goes with that of its parent.
+    """
     ImportSession: _aio.StreamUnaryMultiCallable[_session_service_pb2.ImportSessionRequest, _session_service_pb2.ImportSessionResponse]  # type: ignore[assignment]
-    """Creates a session from such a file."""
+    """Creates a session from such a file, all of it or nothing. Sessions, runs, messages and artifacts keep their ids.
+    Fails with SESSION_FILE_INVALID, and with SESSION_ID_TAKEN or RUN_ID_TAKEN where an id is taken.
+    """
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """SessionService keeps conversations."""
@@ -177,7 +189,11 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _session_service_pb2.ExportSessionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_session_service_pb2.ExportSessionResponse], _abc.AsyncIterator[_session_service_pb2.ExportSessionResponse]]:
-        """Sends a session as a file of JSON lines."""
+        """Sends a session as a file of JSON lines: its record, the logs of its runs and of their child runs, its messages,
+        scratch data and artifacts. What it used, and its request ids, stay here.
+        Fails with SESSION_BUSY while a run of it is not ended, and with REQUEST_INVALID for the session of a child run, which
+        goes with that of its parent.
+        """
 
     @_abc_1.abstractmethod
     def ImportSession(
@@ -185,6 +201,8 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_session_service_pb2.ImportSessionRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_session_service_pb2.ImportSessionResponse, _abc.Awaitable[_session_service_pb2.ImportSessionResponse]]:
-        """Creates a session from such a file."""
+        """Creates a session from such a file, all of it or nothing. Sessions, runs, messages and artifacts keep their ids.
+        Fails with SESSION_FILE_INVALID, and with SESSION_ID_TAKEN or RUN_ID_TAKEN where an id is taken.
+        """
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

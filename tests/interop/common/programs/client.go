@@ -3,8 +3,10 @@
 //	client ADDRESS follow TEXT        orders a run and follows it
 //	client ADDRESS watch RUN AFTER    follows a run from behind an event on
 //	client ADDRESS cancel TEXT        orders a run and cancels it
+//	client ADDRESS watches RUN COUNT  follows a run by many watches at once
 //
-// A line is an event's sequence, a piece of text or that the text was taken back; the last one is how the run ended.
+// A line is an event's sequence, a piece of text or that the text was taken back; the last one is how the run ended. Of
+// many watches a line is the number of the watch and a sequence.
 package main
 
 import (
@@ -15,12 +17,16 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
+
+	"google.golang.org/grpc/credentials"
 
 	"behest"
 )
 
 type line struct {
+	Watch     *int   `json:"watch,omitempty"`
 	Sequence  uint64 `json:"sequence,omitempty"`
 	Text      string `json:"text,omitempty"`
 	Discarded bool   `json:"discarded,omitempty"`
@@ -33,7 +39,11 @@ type end struct {
 	Reason string `json:"reason"`
 }
 
+var telling sync.Mutex
+
 func tell(seen any) {
+	telling.Lock()
+	defer telling.Unlock()
 	if err := json.NewEncoder(os.Stdout).Encode(seen); err != nil {
 		log.Fatal(err)
 	}
@@ -41,7 +51,17 @@ func tell(seen any) {
 
 func main() {
 	address, order, subject := os.Args[1], os.Args[2], os.Args[3]
-	client, err := behest.NewClient(address, behest.WithPatience(behest.Patience{Pause: 500 * time.Millisecond}))
+	options := []behest.Option{
+		behest.WithPatience(behest.Patience{Pause: 500 * time.Millisecond}), behest.WithToken(os.Getenv("TOKEN")),
+	}
+	if ca := os.Getenv("CA_FILE"); ca != "" {
+		secured, err := credentials.NewClientTLSFromFile(ca, "")
+		if err != nil {
+			log.Fatal(err)
+		}
+		options = append(options, behest.WithCredentials(secured))
+	}
+	client, err := behest.NewClient(address, options...)
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -54,7 +74,11 @@ func main() {
 		}
 		run = client.Watch(subject, after)
 	}
-	err = follow(ctx, run, order == "cancel")
+	if order == "watches" {
+		run, err = followByMany(ctx, client, subject, os.Args[4])
+	} else {
+		err = follow(ctx, run, order == "cancel")
+	}
 	output, failed := run.Result(ctx)
 	if err = errors.Join(err, failed); err != nil {
 		tell(failure(run, failed))
@@ -84,6 +108,31 @@ func follow(ctx context.Context, run *behest.Run, isCancelling bool) error {
 		}
 	}
 	return nil
+}
+
+func followByMany(ctx context.Context, client *behest.Client, runID, text string) (*behest.Run, error) {
+	count, err := strconv.Atoi(text)
+	if err != nil {
+		log.Fatal(err)
+	}
+	runs, failures := make([]*behest.Run, count), make([]error, count)
+	var group sync.WaitGroup
+	for number := range count {
+		runs[number] = client.Watch(runID, 0)
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			for update, err := range runs[number].Updates(ctx) {
+				if err != nil {
+					failures[number] = err
+				} else if update.Event != nil {
+					tell(line{Watch: &number, Sequence: update.Event.GetSequence()})
+				}
+			}
+		}()
+	}
+	group.Wait()
+	return runs[0], errors.Join(failures...)
 }
 
 func failure(run *behest.Run, err error) end {

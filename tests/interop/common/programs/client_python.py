@@ -3,19 +3,23 @@
 python client_python.py ADDRESS follow TEXT        orders a run and follows it
 python client_python.py ADDRESS watch RUN AFTER    follows a run from behind an event on
 python client_python.py ADDRESS cancel TEXT        orders a run and cancels it
+python client_python.py ADDRESS watches RUN COUNT  follows a run by many watches at once
 
-A line is an event's sequence, a piece of text or that the text was taken back; the last one is how the run ended.
+A line is an event's sequence, a piece of text or that the text was taken back; the last one is how the run ended. Of
+many watches a line is the number of the watch and a sequence.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 
 from behest.client import Client
 from behest.errors import BehestError, RunCancelledError, RunFailedError
 from behest.runs import RunHandle
+from behest.security import Tls
 from behest.updates import Discarded
 from behest.v1.event_pb2 import Event
 
@@ -41,13 +45,31 @@ async def follow(run: RunHandle, *, is_cancelling: bool) -> None:
                 tell(text=update.text)
 
 
+async def follow_by_many(client: Client, run_id: str, count: int) -> RunHandle:
+    """Follow a run by many watches, and return one of them."""
+
+    async def watch(number: int) -> None:
+        async for event in runs[number].events():
+            tell(watch=number, sequence=event.sequence)
+
+    runs = [client.watch(run_id) for _ in range(count)]
+    async with asyncio.TaskGroup() as group:
+        for number in range(count):
+            group.create_task(watch(number))
+    return runs[0]
+
+
 async def main() -> None:
     """Do what is told."""
     address, order, subject, *rest = sys.argv[1:]
-    async with Client(address) as client:
+    tls = Tls(ca=os.environ["CA_FILE"]) if "CA_FILE" in os.environ else None
+    async with Client(address, token=os.environ.get("TOKEN", ""), tls=tls) as client:
         run = client.watch(subject, after=int(rest[0])) if order == "watch" else client.stream(subject)
         try:
-            await follow(run, is_cancelling=order == "cancel")
+            if order == "watches":
+                run = await follow_by_many(client, subject, int(rest[0]))
+            else:
+                await follow(run, is_cancelling=order == "cancel")
             output = await run.result()
         except BehestError as error:
             ends = {RunCancelledError: "cancelled", RunFailedError: "failed"}

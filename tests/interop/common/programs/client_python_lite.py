@@ -3,14 +3,18 @@
 python client_python_lite.py ADDRESS follow TEXT        orders a run and follows it
 python client_python_lite.py ADDRESS watch RUN AFTER    follows a run from behind an event on
 python client_python_lite.py ADDRESS cancel TEXT        orders a run and cancels it
+python client_python_lite.py ADDRESS watches RUN COUNT  follows a run by many watches at once
 
-A line is an event's sequence or a piece of text; the last one is how the run ended.
+A line is an event's sequence or a piece of text; the last one is how the run ended. Of many watches a line is the
+number of the watch and a sequence.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import ssl
 import sys
 
 from behest_lite.client import Client, RunHandle
@@ -39,18 +43,38 @@ async def follow(run: RunHandle, *, is_cancelling: bool) -> None:
             tell(text=piece)
 
     await run.create()
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(events())
+            group.create_task(text())
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+
+
+async def follow_by_many(client: Client, run_id: str, count: int) -> RunHandle:
+    """Follow a run by many watches, and return one of them."""
+
+    async def watch(number: int) -> None:
+        async for event in runs[number].events():
+            tell(watch=number, sequence=event.sequence)
+
+    runs = [client.watch(run_id) for _ in range(count)]
     async with asyncio.TaskGroup() as group:
-        group.create_task(events())
-        group.create_task(text())
+        for number in range(count):
+            group.create_task(watch(number))
+    return runs[0]
 
 
 async def main() -> None:
     """Do what is told."""
     address, order, subject, *rest = sys.argv[1:]
-    async with Client(address) as client:
+    tls = ssl.create_default_context(cafile=os.environ["CA_FILE"]) if "CA_FILE" in os.environ else None
+    async with Client(address, token=os.environ.get("TOKEN", ""), tls=tls) as client:
         run = client.watch(subject, after=int(rest[0])) if order == "watch" else client.stream(subject)
         try:
-            if order == "watch":
+            if order == "watches":
+                run = await follow_by_many(client, subject, int(rest[0]))
+            elif order == "watch":
                 async for event in run.events():
                     tell(sequence=event.sequence)
             else:

@@ -16,6 +16,8 @@ import (
 	"syscall"
 	"time"
 
+	"google.golang.org/grpc/credentials"
+
 	"behest/tools"
 )
 
@@ -59,7 +61,15 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	said := tools.Logger(slog.New(slog.NewTextHandler(os.Stdout, nil)))
-	server := tools.NewServer(tools.RememberIn(os.Args[3]), tools.Token(os.Args[4]), said)
+	options := []tools.Option{tools.RememberIn(os.Args[3]), tools.Token(os.Args[4]), tools.DaemonToken(os.Args[4]), said}
+	if ca := os.Getenv("CA_FILE"); ca != "" {
+		secured, err := credentials.NewClientTLSFromFile(ca, "")
+		if err != nil {
+			log.Fatal(err)
+		}
+		options = append(options, tools.Credentials(secured))
+	}
+	server := tools.NewServer(options...)
 	add(server)
 	var err error
 	if os.Args[1] == "attach" {

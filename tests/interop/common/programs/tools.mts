@@ -3,6 +3,7 @@
  * Usage: node tools.mjs serve|attach HOST:PORT STORE TOKEN
  */
 
+import { readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import { ToolError, ToolServer } from "behest";
 
@@ -65,7 +66,9 @@ server.tool("work", { description: "Takes time.", schema: duration }, async ({ s
 });
 
 if (how === "attach") {
-  await server.attach(address, "common");
+  const { CA_FILE: ca } = process.env;
+  const tls = ca ? { tls: { ca: readFileSync(ca) } } : {};
+  await server.attach(address, "common", { ...(token ? { token } : {}), ...tls });
   process.stdout.write("ready\n");
 } else {
   process.stdout.write(`ready 127.0.0.1:${await server.serve(address)}\n`);

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import signal
 import sys
 
+from behest.security import Tls
 from behest.tools import Context, ToolError, ToolServer
 
 
@@ -74,7 +76,8 @@ async def main() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     async with made(store, token) as server:
         if how == "attach":
-            await server.attach(address, name="common")
+            tls = Tls(ca=os.environ["CA_FILE"]) if "CA_FILE" in os.environ else None
+            await server.attach(address, name="common", token=token, tls=tls)
             say("ready")
         else:
             say(f"ready 127.0.0.1:{await server.serve(address)}")

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import signal
+import ssl
 import sys
 
 from behest_lite.tools import Context, ToolError, ToolServer
@@ -68,7 +70,8 @@ async def main() -> None:
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     async with made(store, token) as server:
         if how == "attach":
-            await server.attach(address, name="common", ready=lambda: say("ready"), stopping=stopping)
+            tls = ssl.create_default_context(cafile=os.environ["CA_FILE"]) if "CA_FILE" in os.environ else None
+            await server.attach(address, name="common", tls=tls, ready=lambda: say("ready"), stopping=stopping)
         else:
             say(f"ready 127.0.0.1:{await server.serve(address)}")
             await stopping.wait()

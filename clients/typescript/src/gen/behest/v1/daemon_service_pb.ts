@@ -4,6 +4,10 @@
 
 import type { GenFile, GenMessage, GenService } from "@bufbuild/protobuf/codegenv2";
 import { fileDesc, messageDesc, serviceDesc } from "@bufbuild/protobuf/codegenv2";
+import type { ComponentStatus } from "./component_pb.js";
+import { file_behest_v1_component } from "./component_pb.js";
+import type { DaemonLoad } from "./daemon_load_pb.js";
+import { file_behest_v1_daemon_load } from "./daemon_load_pb.js";
 import type { DurabilityClass, RunState } from "./run_state_pb.js";
 import { file_behest_v1_run_state } from "./run_state_pb.js";
 import type { Duration, Timestamp } from "@bufbuild/protobuf/wkt";
@@ -14,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/daemon_service.proto.
  */
 export const file_behest_v1_daemon_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch5iZWhlc3QvdjEvZGFlbW9uX3NlcnZpY2UucHJvdG8SCWJlaGVzdC52MSIWChRHZXRTZXJ2ZXJJbmZvUmVxdWVzdCKuAgoVR2V0U2VydmVySW5mb1Jlc3BvbnNlEg8KB3ZlcnNpb24YASABKAkSDwoHcmVwbGljYRgCIAEoCRIuCgpzdGFydF90aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCgluYW1lc3BhY2UYBCABKAkSEQoJcHJpbmNpcGFsGAUgASgJEg4KBnNjb3BlcxgGIAMoCRInCgZsaW1pdHMYByABKAsyFy5iZWhlc3QudjEuQ2xpZW50TGltaXRzEicKB3N0b3JhZ2UYCCABKAsyFi5iZWhlc3QudjEuU3RvcmFnZUluZm8SJwoJa2VlcGFsaXZlGAkgASgLMhQuYmVoZXN0LnYxLktlZXBhbGl2ZRISCgpsb2NhbF9tb2RlGAogASgIIqUDCgxDbGllbnRMaW1pdHMSFQoNcmVxdWVzdF9ieXRlcxgBIAEoAxIWCg5yZXNwb25zZV9ieXRlcxgCIAEoAxIWCg5tZXRhZGF0YV9ieXRlcxgDIAEoAxIcChRpbmxpbmVfcGF5bG9hZF9ieXRlcxgEIAEoAxIWCg5hcnRpZmFjdF9ieXRlcxgFIAEoAxITCgtjaHVua19ieXRlcxgGIAEoAxIRCglwYWdlX3NpemUYByABKAUSDgoGbGFiZWxzGAggASgFEh4KFnN0cmVhbXNfcGVyX2Nvbm5lY3Rpb24YCSABKAUSEAoId2F0Y2hlcnMYCiABKAUSFQoNc2Vzc2lvbl9xdWV1ZRgLIAEoBRIuCgtydW5fdGltZW91dBgMIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIyCg93YXRjaF9oZWFydGJlYXQYDSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SMwoQZGVmYXVsdF9kZWFkbGluZRgOIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJrCgtTdG9yYWdlSW5mbxIOCgZlbmdpbmUYASABKAkSFgoOZW5naW5lX3ZlcnNpb24YAiABKAkSNAoQZHVyYWJpbGl0eV9jbGFzcxgDIAEoDjIaLmJlaGVzdC52MS5EdXJhYmlsaXR5Q2xhc3MilQEKCUtlZXBhbGl2ZRIrCghpbnRlcnZhbBgBIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIqCgd0aW1lb3V0GAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEi8KDG1pbl9pbnRlcnZhbBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiISChBHZXRTdGF0dXNSZXF1ZXN0IoEDChFHZXRTdGF0dXNSZXNwb25zZRIRCglhY2NlcHRpbmcYASABKAgSGAoQcmVmdXNpbmdfcmVhc29ucxgCIAMoCRIhCgRydW5zGAMgAygLMhMuYmVoZXN0LnYxLlJ1bkNvdW50EhcKD21heF9hY3RpdmVfcnVucxgEIAEoBRIXCg9tYXhfcXVldWVkX3J1bnMYBSABKAUSEgoKdG9vbF9jYWxscxgGIAEoBRINCgV0b29scxgHIAEoBRIQCgh3YXRjaGVycxgIIAEoBRIoCgdjb21taXRzGAkgASgLMhcuYmVoZXN0LnYxLkNvbW1pdFN0YXR1cxI5ChNjb21wYWN0aW9uX2JyZWFrZXJzGAogAygLMhwuYmVoZXN0LnYxLkNvbXBhY3Rpb25CcmVha2VyEiAKBnBhdXNlcxgLIAMoCzIQLmJlaGVzdC52MS5QYXVzZRIUCgxtZW1vcnlfYnl0ZXMYDCABKAMSGAoQdW5oZWFsdGh5X21vZGVscxgNIAMoCSI8CghSdW5Db3VudBIiCgVzdGF0ZRgBIAEoDjITLmJlaGVzdC52MS5SdW5TdGF0ZRIMCgRydW5zGAIgASgDInIKDENvbW1pdFN0YXR1cxIPCgdjb21taXRzGAEgASgDEikKBm1lZGlhbhgCIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhImCgNwOTkYAyABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24iZAoRQ29tcGFjdGlvbkJyZWFrZXISEgoKc2Vzc2lvbl9pZBgBIAEoCRIQCghmYWlsdXJlcxgCIAEoBRIpCgV1bnRpbBgDIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiEgoQR2V0Q29uZmlnUmVxdWVzdCI/ChFHZXRDb25maWdSZXNwb25zZRIqCghzZXR0aW5ncxgBIAMoCzIYLmJlaGVzdC52MS5Db25maWdTZXR0aW5nIkAKDUNvbmZpZ1NldHRpbmcSCwoDa2V5GAEgASgJEhIKCnZhbHVlX2pzb24YAiABKAkSDgoGc291cmNlGAMgASgJIg8KDVJlbG9hZFJlcXVlc3QiPAoOUmVsb2FkUmVzcG9uc2USFAoMY2hhbmdlZF9rZXlzGAEgAygJEhQKDHJlc3RhcnRfa2V5cxgCIAMoCSI6CgxEcmFpblJlcXVlc3QSKgoHdGltZW91dBgBIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJLCg1EcmFpblJlc3BvbnNlEgwKBHJ1bnMYASABKAMSLAoIZGVhZGxpbmUYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wIloKEFNldFBhdXNlZFJlcXVlc3QSJgoGdGFyZ2V0GAEgASgLMhYuYmVoZXN0LnYxLlBhdXNlVGFyZ2V0Eg4KBnBhdXNlZBgCIAEoCBIOCgZyZWFzb24YAyABKAkiNQoRU2V0UGF1c2VkUmVzcG9uc2USIAoGcGF1c2VzGAEgAygLMhAuYmVoZXN0LnYxLlBhdXNlInUKC1BhdXNlVGFyZ2V0EhMKCXRvb2xfbmFtZRgBIAEoCUgAEg8KBW1vZGVsGAIgASgJSAASEgoIYWdlbnRfaWQYAyABKAlIABITCgluYW1lc3BhY2UYBCABKAlIABINCgNhbGwYBSABKAhIAEIICgZ0YXJnZXQigwEKBVBhdXNlEiYKBnRhcmdldBgBIAEoCzIWLmJlaGVzdC52MS5QYXVzZVRhcmdldBIOCgZyZWFzb24YAiABKAkSEQoJcHJpbmNpcGFsGAMgASgJEi8KC2NyZWF0ZV90aW1lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcDLLAwoNRGFlbW9uU2VydmljZRJXCg1HZXRTZXJ2ZXJJbmZvEh8uYmVoZXN0LnYxLkdldFNlcnZlckluZm9SZXF1ZXN0GiAuYmVoZXN0LnYxLkdldFNlcnZlckluZm9SZXNwb25zZSIDkAIBEksKCUdldFN0YXR1cxIbLmJlaGVzdC52MS5HZXRTdGF0dXNSZXF1ZXN0GhwuYmVoZXN0LnYxLkdldFN0YXR1c1Jlc3BvbnNlIgOQAgESSwoJR2V0Q29uZmlnEhsuYmVoZXN0LnYxLkdldENvbmZpZ1JlcXVlc3QaHC5iZWhlc3QudjEuR2V0Q29uZmlnUmVzcG9uc2UiA5ACARI/CgZSZWxvYWQSGC5iZWhlc3QudjEuUmVsb2FkUmVxdWVzdBoZLmJlaGVzdC52MS5SZWxvYWRSZXNwb25zZSIAEjwKBURyYWluEhcuYmVoZXN0LnYxLkRyYWluUmVxdWVzdBoYLmJlaGVzdC52MS5EcmFpblJlc3BvbnNlIgASSAoJU2V0UGF1c2VkEhsuYmVoZXN0LnYxLlNldFBhdXNlZFJlcXVlc3QaHC5iZWhlc3QudjEuU2V0UGF1c2VkUmVzcG9uc2UiAGIGcHJvdG8z", [file_behest_v1_run_state, file_google_protobuf_duration, file_google_protobuf_timestamp]);
+  fileDesc("Ch5iZWhlc3QvdjEvZGFlbW9uX3NlcnZpY2UucHJvdG8SCWJlaGVzdC52MSIWChRHZXRTZXJ2ZXJJbmZvUmVxdWVzdCKuAgoVR2V0U2VydmVySW5mb1Jlc3BvbnNlEg8KB3ZlcnNpb24YASABKAkSDwoHcmVwbGljYRgCIAEoCRIuCgpzdGFydF90aW1lGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIRCgluYW1lc3BhY2UYBCABKAkSEQoJcHJpbmNpcGFsGAUgASgJEg4KBnNjb3BlcxgGIAMoCRInCgZsaW1pdHMYByABKAsyFy5iZWhlc3QudjEuQ2xpZW50TGltaXRzEicKB3N0b3JhZ2UYCCABKAsyFi5iZWhlc3QudjEuU3RvcmFnZUluZm8SJwoJa2VlcGFsaXZlGAkgASgLMhQuYmVoZXN0LnYxLktlZXBhbGl2ZRISCgpsb2NhbF9tb2RlGAogASgIIpcECgxDbGllbnRMaW1pdHMSFQoNcmVxdWVzdF9ieXRlcxgBIAEoAxIWCg5yZXNwb25zZV9ieXRlcxgCIAEoAxIWCg5tZXRhZGF0YV9ieXRlcxgDIAEoAxIcChRpbmxpbmVfcGF5bG9hZF9ieXRlcxgEIAEoAxIWCg5hcnRpZmFjdF9ieXRlcxgFIAEoAxITCgtjaHVua19ieXRlcxgGIAEoAxIRCglwYWdlX3NpemUYByABKAUSDgoGbGFiZWxzGAggASgFEh4KFnN0cmVhbXNfcGVyX2Nvbm5lY3Rpb24YCSABKAUSEAoId2F0Y2hlcnMYCiABKAUSFQoNc2Vzc2lvbl9xdWV1ZRgLIAEoBRIuCgtydW5fdGltZW91dBgMIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIyCg93YXRjaF9oZWFydGJlYXQYDSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SMwoQZGVmYXVsdF9kZWFkbGluZRgOIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIUCgxzY2hlbWFfYnl0ZXMYDyABKAMSFAoMc2NoZW1hX2RlcHRoGBAgASgFEhQKDHNjaGVtYV9ub2RlcxgRIAEoBRIZChFwZW5kaW5nX2FwcHJvdmFscxgSIAEoBRITCgtpbnB1dF9ieXRlcxgTIAEoAyJrCgtTdG9yYWdlSW5mbxIOCgZlbmdpbmUYASABKAkSFgoOZW5naW5lX3ZlcnNpb24YAiABKAkSNAoQZHVyYWJpbGl0eV9jbGFzcxgDIAEoDjIaLmJlaGVzdC52MS5EdXJhYmlsaXR5Q2xhc3MilQEKCUtlZXBhbGl2ZRIrCghpbnRlcnZhbBgBIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIqCgd0aW1lb3V0GAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEi8KDG1pbl9pbnRlcnZhbBgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiISChBHZXRTdGF0dXNSZXF1ZXN0IuQEChFHZXRTdGF0dXNSZXNwb25zZRIRCglhY2NlcHRpbmcYASABKAgSGAoQcmVmdXNpbmdfcmVhc29ucxgCIAMoCRIhCgRydW5zGAMgAygLMhMuYmVoZXN0LnYxLlJ1bkNvdW50EhcKD21heF9hY3RpdmVfcnVucxgEIAEoBRIXCg9tYXhfcXVldWVkX3J1bnMYBSABKAUSEgoKdG9vbF9jYWxscxgGIAEoBRINCgV0b29scxgHIAEoBRIQCgh3YXRjaGVycxgIIAEoBRIoCgdjb21taXRzGAkgASgLMhcuYmVoZXN0LnYxLkNvbW1pdFN0YXR1cxI5ChNjb21wYWN0aW9uX2JyZWFrZXJzGAogAygLMhwuYmVoZXN0LnYxLkNvbXBhY3Rpb25CcmVha2VyEiAKBnBhdXNlcxgLIAMoCzIQLmJlaGVzdC52MS5QYXVzZRIUCgxtZW1vcnlfYnl0ZXMYDCABKAMSGAoQdW5oZWFsdGh5X21vZGVscxgNIAMoCRIXCg9vdmVybG9hZF9jYXVzZXMYFCADKAkSFAoMcmVmdXNlZF9ydW5zGBUgASgDEhYKDnF1b3RhX3JlZnVzYWxzGBYgASgDEi4KCmNvbXBvbmVudHMYFyADKAsyGi5iZWhlc3QudjEuQ29tcG9uZW50U3RhdHVzEi8KC2NvbmZpZ190aW1lGBggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIUCgxyZXN0YXJ0X2tleXMYGSADKAkSIwoEbG9hZBgdIAEoCzIVLmJlaGVzdC52MS5EYWVtb25Mb2FkIjwKCFJ1bkNvdW50EiIKBXN0YXRlGAEgASgOMhMuYmVoZXN0LnYxLlJ1blN0YXRlEgwKBHJ1bnMYAiABKAMicgoMQ29tbWl0U3RhdHVzEg8KB2NvbW1pdHMYASABKAMSKQoGbWVkaWFuGAIgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEiYKA3A5ORgDIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbiJkChFDb21wYWN0aW9uQnJlYWtlchISCgpzZXNzaW9uX2lkGAEgASgJEhAKCGZhaWx1cmVzGAIgASgFEikKBXVudGlsGAMgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcCISChBHZXRDb25maWdSZXF1ZXN0Ij8KEUdldENvbmZpZ1Jlc3BvbnNlEioKCHNldHRpbmdzGAEgAygLMhguYmVoZXN0LnYxLkNvbmZpZ1NldHRpbmciQAoNQ29uZmlnU2V0dGluZxILCgNrZXkYASABKAkSEgoKdmFsdWVfanNvbhgCIAEoCRIOCgZzb3VyY2UYAyABKAkiDwoNUmVsb2FkUmVxdWVzdCI8Cg5SZWxvYWRSZXNwb25zZRIUCgxjaGFuZ2VkX2tleXMYASADKAkSFAoMcmVzdGFydF9rZXlzGAIgAygJIjoKDERyYWluUmVxdWVzdBIqCgd0aW1lb3V0GAEgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uIksKDURyYWluUmVzcG9uc2USDAoEcnVucxgBIAEoAxIsCghkZWFkbGluZRgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiWgoQU2V0UGF1c2VkUmVxdWVzdBImCgZ0YXJnZXQYASABKAsyFi5iZWhlc3QudjEuUGF1c2VUYXJnZXQSDgoGcGF1c2VkGAIgASgIEg4KBnJlYXNvbhgDIAEoCSI1ChFTZXRQYXVzZWRSZXNwb25zZRIgCgZwYXVzZXMYASADKAsyEC5iZWhlc3QudjEuUGF1c2UidQoLUGF1c2VUYXJnZXQSEwoJdG9vbF9uYW1lGAEgASgJSAASDwoFbW9kZWwYAiABKAlIABISCghhZ2VudF9pZBgDIAEoCUgAEhMKCW5hbWVzcGFjZRgEIAEoCUgAEg0KA2FsbBgFIAEoCEgAQggKBnRhcmdldCKDAQoFUGF1c2USJgoGdGFyZ2V0GAEgASgLMhYuYmVoZXN0LnYxLlBhdXNlVGFyZ2V0Eg4KBnJlYXNvbhgCIAEoCRIRCglwcmluY2lwYWwYAyABKAkSLwoLY3JlYXRlX3RpbWUYBCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wMssDCg1EYWVtb25TZXJ2aWNlElcKDUdldFNlcnZlckluZm8SHy5iZWhlc3QudjEuR2V0U2VydmVySW5mb1JlcXVlc3QaIC5iZWhlc3QudjEuR2V0U2VydmVySW5mb1Jlc3BvbnNlIgOQAgESSwoJR2V0U3RhdHVzEhsuYmVoZXN0LnYxLkdldFN0YXR1c1JlcXVlc3QaHC5iZWhlc3QudjEuR2V0U3RhdHVzUmVzcG9uc2UiA5ACARJLCglHZXRDb25maWcSGy5iZWhlc3QudjEuR2V0Q29uZmlnUmVxdWVzdBocLmJlaGVzdC52MS5HZXRDb25maWdSZXNwb25zZSIDkAIBEj8KBlJlbG9hZBIYLmJlaGVzdC52MS5SZWxvYWRSZXF1ZXN0GhkuYmVoZXN0LnYxLlJlbG9hZFJlc3BvbnNlIgASPAoFRHJhaW4SFy5iZWhlc3QudjEuRHJhaW5SZXF1ZXN0GhguYmVoZXN0LnYxLkRyYWluUmVzcG9uc2UiABJICglTZXRQYXVzZWQSGy5iZWhlc3QudjEuU2V0UGF1c2VkUmVxdWVzdBocLmJlaGVzdC52MS5TZXRQYXVzZWRSZXNwb25zZSIAYgZwcm90bzM", [file_behest_v1_component, file_behest_v1_daemon_load, file_behest_v1_run_state, file_google_protobuf_duration, file_google_protobuf_timestamp]);
 
 /**
  * GetServerInfoRequest is the request of GetServerInfo.
@@ -218,6 +222,41 @@ export type ClientLimits = Message<"behest.v1.ClientLimits"> & {
    * @generated from field: google.protobuf.Duration default_deadline = 14;
    */
   defaultDeadline?: Duration | undefined;
+
+  /**
+   * Largest JSON Schema of a tool or an answer.
+   *
+   * @generated from field: int64 schema_bytes = 15;
+   */
+  schemaBytes: bigint;
+
+  /**
+   * Most levels of brackets of such a schema.
+   *
+   * @generated from field: int32 schema_depth = 16;
+   */
+  schemaDepth: number;
+
+  /**
+   * Most subschemas of such a schema.
+   *
+   * @generated from field: int32 schema_nodes = 17;
+   */
+  schemaNodes: number;
+
+  /**
+   * Most calls of one principal's runs that wait for an approval at once.
+   *
+   * @generated from field: int32 pending_approvals = 18;
+   */
+  pendingApprovals: number;
+
+  /**
+   * Largest input of a run.
+   *
+   * @generated from field: int64 input_bytes = 19;
+   */
+  inputBytes: bigint;
 };
 
 /**
@@ -408,6 +447,56 @@ export type GetStatusResponse = Message<"behest.v1.GetStatusResponse"> & {
    * @generated from field: repeated string unhealthy_models = 13;
    */
   unhealthyModels: string[];
+
+  /**
+   * What is too much, so that no new runs are taken: `commits` that take too long, `memory`, `disk` or `runs`. Clients
+   * must tolerate others. Empty = nothing is.
+   *
+   * @generated from field: repeated string overload_causes = 20;
+   */
+  overloadCauses: string[];
+
+  /**
+   * Runs refused since the start, because something was too much or for a quota.
+   *
+   * @generated from field: int64 refused_runs = 21;
+   */
+  refusedRuns: bigint;
+
+  /**
+   * Calls and runs refused since the start for the rate or quota of their principal or namespace.
+   *
+   * @generated from field: int64 quota_refusals = 22;
+   */
+  quotaRefusals: bigint;
+
+  /**
+   * Components of the daemon, in the order of their start.
+   *
+   * @generated from field: repeated behest.v1.ComponentStatus components = 23;
+   */
+  components: ComponentStatus[];
+
+  /**
+   * When the configuration in force was read.
+   *
+   * @generated from field: google.protobuf.Timestamp config_time = 24;
+   */
+  configTime?: Timestamp | undefined;
+
+  /**
+   * Keys whose new values take effect at the next start only.
+   *
+   * @generated from field: repeated string restart_keys = 25;
+   */
+  restartKeys: string[];
+
+  /**
+   * How busy it is, by tool and model, and what the machine has left.
+   *
+   * @generated from field: behest.v1.DaemonLoad load = 29;
+   */
+  load?: DaemonLoad | undefined;
 };
 
 /**

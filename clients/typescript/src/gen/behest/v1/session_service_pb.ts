@@ -687,7 +687,10 @@ export const SessionService: GenService<{
     output: typeof CompactSessionResponseSchema;
   },
   /**
-   * Sends a session as a file of JSON lines.
+   * Sends a session as a file of JSON lines: its record, the logs of its runs and of their child runs, its messages,
+   * scratch data and artifacts. What it used, and its request ids, stay here.
+   * Fails with SESSION_BUSY while a run of it is not ended, and with REQUEST_INVALID for the session of a child run, which
+   * goes with that of its parent.
    *
    * @generated from rpc behest.v1.SessionService.ExportSession
    */
@@ -697,7 +700,8 @@ export const SessionService: GenService<{
     output: typeof ExportSessionResponseSchema;
   },
   /**
-   * Creates a session from such a file.
+   * Creates a session from such a file, all of it or nothing. Sessions, runs, messages and artifacts keep their ids.
+   * Fails with SESSION_FILE_INVALID, and with SESSION_ID_TAKEN or RUN_ID_TAKEN where an id is taken.
    *
    * @generated from rpc behest.v1.SessionService.ImportSession
    */

@@ -2,7 +2,8 @@
 
 Above: `cli`, which opens it; everybody else asks structlog for a logger. Lines go through a bounded queue to one
 thread: when nobody reads stderr, lines are dropped and counted, and no caller waits. A line is one line, whatever is in
-its fields: control characters are escaped, long fields are cut.
+its fields: control characters are escaped, long fields are cut. A line of a run's work names the run, its session and
+its trace (`about`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 import structlog
+
+from behestd.telemetry import about
 
 QUEUE_LINES = 4096
 FIELD_CHARACTERS = 2048
@@ -49,7 +52,7 @@ class Statistics:
     dropped: int = 0
 
 
-class Telemetry:
+class Logs:
     """The log, from `with` to its end. Its level can be set at any time; there is one at a time in a process."""
 
     def __init__(self, *, format: Literal["console", "json"], level: str, descriptor: int = 2) -> None:
@@ -86,7 +89,7 @@ class Telemetry:
     def _set_levels(self) -> None:
         # What libraries tell below a warning holds statements and their values: prompts, that is.
         logging.getLogger().setLevel(max(self._level, logging.WARNING))
-        logging.getLogger(__package__).setLevel(self._level)
+        logging.getLogger(__name__.partition(".")[0]).setLevel(self._level)
 
     def line(self, text: str) -> None:
         """Write a line as it is, in either format: what a person or a script waits for."""
@@ -99,6 +102,7 @@ class Telemetry:
     def write(self, level: str, name: str, fields: Fields) -> None:
         """Render an event and queue it."""
         head = {"time": _now(), "level": level, "logger": name, "event": fields.pop("event", "")}
+        about.add(fields)
         self._lines.put(self._render({**fields, **head} if fields.keys() & head else {**head, **fields}))
 
     def _filter(self, logger: Any, method: str, fields: Fields) -> Fields:
@@ -177,9 +181,9 @@ class _Named:
 class _Handler(logging.Handler):
     """Brings what libraries log through the standard library into the same lines."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(self, logs: Logs) -> None:
         super().__init__()
-        self._telemetry = telemetry
+        self._logs = logs
 
     def emit(self, record: logging.LogRecord) -> None:
         """Queue a record; fields given as `extra` stay fields."""
@@ -187,7 +191,7 @@ class _Handler(logging.Handler):
         fields["event"] = record.getMessage()
         fields["exc_info"] = record.exc_info
         _add_exception(None, "", fields)
-        self._telemetry.write(record.levelname.lower(), record.name, fields)
+        self._logs.write(record.levelname.lower(), record.name, fields)
 
 
 def to_json(fields: Fields) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import structlog
 
-from behestd.telemetry import FIELD_CHARACTERS, QUEUE_LINES, Telemetry
+from behestd.telemetry.logs import FIELD_CHARACTERS, QUEUE_LINES, Logs
 
 HOSTILE = "one\ntwo\r\x1b[31mred\x00\x07\x9b\u2028\u202eevil\ud800 %s {0}"
 
@@ -44,7 +44,7 @@ def pipe() -> Iterator[Pipe]:
 
 def logged(pipe: Pipe, **fields: Any) -> list[dict[str, Any]]:
     """Log one event as JSON and read it back."""
-    with Telemetry(format="json", level="info", descriptor=pipe.writer):
+    with Logs(format="json", level="info", descriptor=pipe.writer):
         structlog.get_logger("room").info("event", **fields)
     return [json.loads(line) for line in pipe.read()]
 
@@ -71,10 +71,10 @@ def test_bound_context_is_in_every_line(pipe: Pipe) -> None:
 
 @pytest.mark.parametrize("format", ["json", "console"])
 def test_control_characters_cannot_make_a_line(pipe: Pipe, format: Any) -> None:  # S17
-    with Telemetry(format=format, level="info", descriptor=pipe.writer) as telemetry:
+    with Logs(format=format, level="info", descriptor=pipe.writer) as log:
         structlog.get_logger("room").info("hostile", text=HOSTILE, **{"k\ney": HOSTILE})
         logging.getLogger("library").warning(HOSTILE)
-        telemetry.line(HOSTILE)
+        log.line(HOSTILE)
     lines = pipe.read()
     assert len(lines) == 3
     for line in lines:
@@ -95,7 +95,7 @@ def test_a_field_cannot_take_the_place_of_the_level(pipe: Pipe) -> None:
 def test_a_traceback_is_one_field_of_json_and_indented_on_a_console() -> None:
     for format, wanted in (("json", 1), ("console", 4)):
         pipe = Pipe(*os.pipe())
-        with Telemetry(format=format, level="info", descriptor=pipe.writer):  # type: ignore[arg-type]
+        with Logs(format=format, level="info", descriptor=pipe.writer):  # type: ignore[arg-type]
             try:
                 raise ValueError("first line\nforged line")
             except ValueError:
@@ -109,7 +109,7 @@ def test_a_traceback_is_one_field_of_json_and_indented_on_a_console() -> None:
 
 
 def test_a_line_of_the_console_reads_itself(pipe: Pipe) -> None:
-    with Telemetry(format="console", level="info", descriptor=pipe.writer):
+    with Logs(format="console", level="info", descriptor=pipe.writer):
         structlog.get_logger("room").warning("draining", runs=3, reason="a b", path="/x")
     (line,) = pipe.read()
     assert line.partition(" ")[2] == 'warning draining runs=3 reason="a b" path=/x'
@@ -117,10 +117,10 @@ def test_a_line_of_the_console_reads_itself(pipe: Pipe) -> None:
 
 def test_the_level_can_be_changed_while_it_runs(pipe: Pipe) -> None:
     bound = structlog.get_logger("room")
-    with Telemetry(format="json", level="info", descriptor=pipe.writer) as telemetry:
+    with Logs(format="json", level="info", descriptor=pipe.writer) as log:
         kept = bound.bind(run_id="run_1")
         for level in ("info", "debug", "error", "info"):
-            telemetry.set_level(level)
+            log.set_level(level)
             kept.debug("debug", at=level)
             kept.warning("warning", at=level)
             logging.getLogger("behestd.room").debug("standard", extra={"at": level})
@@ -135,14 +135,14 @@ def test_the_level_can_be_changed_while_it_runs(pipe: Pipe) -> None:
 
 
 def test_libraries_tell_of_warnings_only_whatever_the_level(pipe: Pipe) -> None:  # S9: they show statements with values
-    with Telemetry(format="json", level="debug", descriptor=pipe.writer):
+    with Logs(format="json", level="debug", descriptor=pipe.writer):
         for level in (logging.DEBUG, logging.INFO, logging.WARNING):
             logging.getLogger("aiosqlite").log(level, "level %d", level)
     assert [json.loads(line)["event"] for line in pipe.read()] == ["level 30"]
 
 
 def test_the_standard_librarys_records_keep_their_fields(pipe: Pipe) -> None:
-    with Telemetry(format="json", level="info", descriptor=pipe.writer):
+    with Logs(format="json", level="info", descriptor=pipe.writer):
         logging.getLogger("grpc").error("call %s", "failed", extra={"method": "/m", "reason": "R"})
     (line,) = map(json.loads, pipe.read())
     assert (line["event"], line["level"], line["logger"]) == ("call failed", "error", "grpc")
@@ -151,13 +151,13 @@ def test_the_standard_librarys_records_keep_their_fields(pipe: Pipe) -> None:
 
 def test_a_blocked_reader_costs_lines_and_no_time(pipe: Pipe) -> None:  # matrix row 75
     os.set_blocking(pipe.writer, True)
-    telemetry = Telemetry(format="json", level="info", descriptor=pipe.writer)
-    with telemetry:
+    log = Logs(format="json", level="info", descriptor=pipe.writer)
+    with log:
         logger = structlog.get_logger("room")
         lines = QUEUE_LINES * 2 + 2_000
         for number in range(lines):
             logger.info("event", number=number)
-        stuck = telemetry.statistics()
+        stuck = log.statistics()
         assert stuck.dropped > 0
         assert stuck.written < lines - QUEUE_LINES
         found: list[str] = []
@@ -172,21 +172,21 @@ def test_a_blocked_reader_costs_lines_and_no_time(pipe: Pipe) -> None:  # matrix
     reader.join(5)
     events = [json.loads(line) for line in found]
     told = [event["lines"] for event in events if event["event"] == "log lines dropped"]
-    assert sum(told) == telemetry.statistics().dropped
+    assert sum(told) == log.statistics().dropped
     assert len(events) - len(told) + sum(told) == lines
 
 
 def test_closing_does_not_wait_for_a_reader_that_never_comes(pipe: Pipe) -> None:  # matrix row 75
-    telemetry = Telemetry(format="json", level="info", descriptor=pipe.writer)
-    with telemetry:
+    log = Logs(format="json", level="info", descriptor=pipe.writer)
+    with log:
         for _ in range(QUEUE_LINES * 2):
             structlog.get_logger("room").info("event", text="x" * 100)
         started = time.monotonic()
     assert time.monotonic() - started < 4
-    assert telemetry.statistics().dropped > 0
+    assert log.statistics().dropped > 0
     # Lets the writing thread go.
     os.set_blocking(pipe.reader, False)
-    while telemetry.statistics().written + telemetry.statistics().dropped < QUEUE_LINES * 2:
+    while log.statistics().written + log.statistics().dropped < QUEUE_LINES * 2:
         try:
             os.read(pipe.reader, 1 << 20)
         except BlockingIOError:
@@ -197,11 +197,11 @@ def test_closing_does_not_wait_for_a_reader_that_never_comes(pipe: Pipe) -> None
 def test_a_closed_reader_ends_nothing() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    telemetry = Telemetry(format="json", level="info", descriptor=writer)
-    with telemetry:
+    log = Logs(format="json", level="info", descriptor=writer)
+    with log:
         structlog.get_logger("room").info("event")
     os.close(writer)
-    assert telemetry.statistics().dropped == 1
+    assert log.statistics().dropped == 1
 
 
 def test_after_it_the_process_logs_as_before(pipe: Pipe) -> None:

@@ -1,0 +1,1 @@
+"""What the daemon tells of itself: logs, metrics, traces. See docs/telemetry.md."""
