@@ -30,6 +30,8 @@ class Quota(Section):
     """Watches at once."""
     runs: Count = 0
     """Runs that have not ended: working, waiting and queued ones."""
+    sessions: Count = 0
+    """Sessions that it created, in one namespace."""
 
 
 class NamespaceQuota(Section):

@@ -143,6 +143,7 @@ def _session(order: Order, given: Given) -> Put:
     session = SessionMessage(
         id=order.session_id,
         agent_id=order.spec.agent_id,
+        principal=order.principal,
         create_time=now,
         update_time=now,
         is_hidden=order.parent is not None,

@@ -91,10 +91,12 @@ class _Seen:
 class Importing:
     """One import. `read` takes the file, `finish` makes it count, `undo` takes everything back."""
 
-    def __init__(self, house: House, artifacts: Artifacts, namespace: str, reader: Reader, checks: Checks) -> None:
+    def __init__(
+        self, house: House, artifacts: Artifacts, importer: tuple[str, str], reader: Reader, checks: Checks
+    ) -> None:
         self._house = house
         self._artifacts = artifacts
-        self._namespace = namespace
+        self._namespace, self._principal = importer
         self._reader = reader
         self._checks = checks
         self._sessions: dict[str, Record] = {}
@@ -159,6 +161,7 @@ class Importing:
         _check_times(self._reader, nanoseconds(session.create_time), nanoseconds(session.update_time))
         for name in ("active_run_id", "queued_run_ids", "version", "budget_use", "compaction_circuit"):
             session.ClearField(name)
+        session.principal = self._principal
         create_ns = number(self._reader, line, "create_time_ns")
         body = session.SerializeToString(deterministic=True)
         parent = parent if self._sessions else ""

@@ -46,7 +46,7 @@ class Quota:
     active_runs: int = 0
     """Of a namespace: runs that work at once. More wait."""
     sessions: int = 0
-    """Of a namespace: sessions."""
+    """Sessions, those of child runs apart."""
     artifact_bytes: int = 0
     """Of a namespace: bytes of all artifacts."""
 
@@ -139,6 +139,8 @@ class Quotas:
         """Whether every call counts, and not only those that stream."""
         self.refused = 0
         """Calls and runs refused since the start."""
+        self.sessions: dict[Key, tuple[int, int]] = {}
+        """When the sessions of a principal with a quota were counted, and how many they are since."""
         self._clock = clock or SystemClock()
         self._accounts: dict[Key, Account] = {}
         self._swept = 0
@@ -239,9 +241,9 @@ class Quotas:
         quotas = self.rules.of_principal(principal), self.rules.of_namespace(namespace)
         return min((quota.watches for quota in quotas if quota.watches), default=UNBOUNDED)
 
-    def bounds_sessions(self, namespace: str) -> bool:
-        """Whether a namespace may have so many sessions only."""
-        return self.rules.of_namespace(namespace).sessions > 0
+    def bounds_sessions(self, namespace: str, principal: str) -> bool:
+        """Whether a namespace or a principal of it may have so many sessions only."""
+        return bool(self.rules.of_namespace(namespace).sessions or self.rules.of_principal(principal).sessions)
 
     def share_of(self, total: int) -> int:
         """How many of so many places for work one namespace may have: at least one."""

@@ -1,13 +1,14 @@
-"""What a namespace may keep: sessions, and bytes of artifacts. Counted in the store, and only where there is a quota.
+"""What may be kept: sessions, and bytes of artifacts. Counted in the store, and only where there is a quota.
 
-Above: the services, before they keep more. Below: `quotas` and the store. Sessions are counted each time. Bytes are
-summed up once a minute, and what is written in between is added, so that what was deleted is free within a minute.
-Tools of a run may keep results beyond the quota: a run is not broken off for it.
+Above: the services, before they keep more. Below: `quotas` and the store. Sessions of a namespace are counted each
+time. Those of a principal, and bytes, are summed up once a minute, and what is made in between is added, so that what
+was deleted is free within a minute. Tools of a run may keep results beyond the quota: a run is not broken off for it.
 """
 
 from __future__ import annotations
 
 from behest.v1.artifact_pb2 import Artifact
+from behest.v1.session_pb2 import Session
 from behestd.core.times import SECOND
 from behestd.errors import TooLarge
 from behestd.log.store import SESSION_KIND
@@ -20,14 +21,32 @@ SUM_SECONDS = 60.0
 _PAGE = 1_000
 
 
-async def check_sessions(house: House, namespace: str) -> None:
-    """Refuse one more session. Raises QuotaExceeded."""
-    limit = house.intake.quotas.rules.of_namespace(namespace).sessions
+async def check_sessions(house: House, namespace: str, principal: str) -> None:
+    """Refuse one more session, which is counted in otherwise. Raises QuotaExceeded."""
+    quotas, now_ns = house.intake.quotas, house.clock.now_ns()
+    limit = quotas.rules.of_namespace(namespace).sessions
+    if limit and await house.log.store.count_records(namespace, SESSION_KIND, "", now_ns) >= limit:
+        raise QuotaExceeded("namespace.sessions", limit, None)
+    limit = quotas.rules.of_principal(principal).sessions
     if not limit:
         return
-    now_ns = house.clock.now_ns()
-    if await house.log.store.count_records(namespace, SESSION_KIND, "", now_ns) >= limit:
-        raise QuotaExceeded("namespace.sessions", limit, None)
+    counted_ns, sessions = quotas.sessions.get((namespace, principal), (0, 0))
+    if counted_ns <= now_ns - int(SUM_SECONDS * SECOND):
+        counted_ns, sessions = now_ns, await _sessions_of(house, namespace, principal)
+    if sessions >= limit:
+        quotas.sessions[namespace, principal] = counted_ns, sessions
+        raise QuotaExceeded("principal.sessions", limit, None)
+    quotas.sessions[namespace, principal] = counted_ns, sessions + 1
+
+
+async def _sessions_of(house: House, namespace: str, principal: str) -> int:
+    sessions, after = 0, ""
+    while True:
+        page = await house.log.store.records(namespace, SESSION_KIND, parent="", after=after, limit=_PAGE)
+        sessions += sum(Session.FromString(record.body).principal == principal for record in page)
+        if len(page) < _PAGE:
+            return sessions
+        after = page[-1].id
 
 
 class StoredBytes:

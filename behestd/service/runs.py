@@ -225,9 +225,9 @@ class Runs:
         try:
             if self._store.is_degraded:
                 raise StorageFull
-            self._house.intake.ask(call.namespace, call.caller.principal)
-            if not spec.session_id and self._house.intake.quotas.bounds_sessions(call.namespace):
-                await check_sessions(self._house, call.namespace)
+            self._house.intake.ask(*_who(call))
+            if not spec.session_id and self._house.intake.quotas.bounds_sessions(*_who(call)):
+                await check_sessions(self._house, *_who(call))
             order = await self._order(request.request_id, request_digest, spec, call, forked_from)
             mark = self._admission.claim_input(order)
         except BehestError:
@@ -281,3 +281,8 @@ def _digest(request: checks.Creation) -> bytes:
 
 def _shown(after: Run | RunRow) -> RunMessage:
     return RunMessage.FromString(after.body) if isinstance(after, RunRow) else report(after)
+
+
+def _who(call: Call) -> tuple[str, str]:
+    """Give the namespace and the principal of a call."""
+    return call.namespace, call.caller.principal

@@ -77,9 +77,9 @@ class SessionFiles:
                     whole.update(piece)
                 target = records.same(known, _digest(whole.digest()))
                 return pb.ImportSessionResponse(session=await self._session(call.namespace, target), replayed=True)
-            await check_sessions(self._house, call.namespace)
+            await check_sessions(self._house, call.namespace, call.caller.principal)
             reader = Reader(content)
-            incoming = Importing(self._house, self._artifacts, call.namespace, reader, CHECKS)
+            incoming = Importing(self._house, self._artifacts, (call.namespace, call.caller.principal), reader, CHECKS)
             is_done = False
             try:
                 session_id = await incoming.read()

@@ -88,6 +88,7 @@ class Sessions:
             metadata_json=asked.metadata_json,
             tools=asked.tools,
             budget=asked.budget if asked.HasField("budget") else None,
+            principal=call.caller.principal,
         )
         claim = records.claim_of(call.namespace, request.request_id, digest, session.id)
         made, replayed = await self._create(call.namespace, session, claim)
@@ -203,6 +204,7 @@ class Sessions:
             tools=source.tools,
             budget=source.budget if source.HasField("budget") else None,
             forked_from_session_id=source.id,
+            principal=call.caller.principal,
         )
         entries = await self._copies(call.namespace, source.id, request.upto_message_id, session.id)
         claim = records.claim_of(call.namespace, request.request_id, digest, session.id)
@@ -259,7 +261,7 @@ class Sessions:
         self, namespace: str, session: Session, claim: Claim | None, entries: tuple[Entry, ...] = ()
     ) -> tuple[Session, bool]:
         """Write a new session: what was made, or what the same request made meanwhile, and which of both."""
-        await check_sessions(self._house, namespace)
+        await check_sessions(self._house, namespace, session.principal)
         source = session.forked_from_session_id
         guards = (RecordIs(namespace, SESSION_KIND, source),) if source else ()
         put = self._put(namespace, session, 0)

@@ -160,7 +160,7 @@ async def test_in_another_namespace_the_log_says_so_and_its_chain_holds(file: by
         for at in range(0, len(file), 1000):
             yield file[at : at + 1000]
 
-    incoming = Importing(house, artifacts, "other", Reader(pieces()), CHECKS)
+    incoming = Importing(house, artifacts, ("other", "local"), Reader(pieces()), CHECKS)
     assert await incoming.read() == "ses-full"
     assert isinstance(await incoming.finish(None), Committed)
     await nothing_is_there(empty)

@@ -7,16 +7,21 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from behest.v1.agent_pb2 import Agent
 from behest.v1.approval_event_pb2 import ApprovalDecision
 from behest.v1.context_event_pb2 import ContextCompactionRequested
+from behest.v1.context_pb2 import ContextSource, ContextSourceKind
+from behest.v1.context_service_pb2 import ProvideContextRequest
 from behest.v1.definition_pb2 import PermissionRule
 from behest.v1.message_pb2 import Part, TextPart
 from behest.v1.run_service_pb2 import RunObstacle
+from behestd.context.catalog import Sources
+from behestd.core.circuit import CircuitPolicy
 from behestd.core.pauses import MODEL, Pause, Pauses
 from behestd.core.questions import ASK_USER
 from behestd.core.run import apply
 from behestd.core.state import TERMINAL, Run
-from behestd.core.times import SECOND, timestamp
+from behestd.core.times import SECOND, duration, timestamp
 from behestd.log.store import RunRow
 from behestd.providers.failure import ProviderFailure
 from behestd.runtime.explain import explain
@@ -41,6 +46,7 @@ from tests.daemons import Served
 
 ECHO = ["scripted/echo"]
 LOOK = ("look", "{}")
+FUNCTION = ContextSourceKind.CONTEXT_SOURCE_KIND_FUNCTION
 
 
 def stage(*tools: object, **fields: object) -> Stage:
@@ -182,6 +188,37 @@ async def test_models_that_are_left_alone_are_named() -> None:  # N07
         kinds = {each.kind: each for each in why(served, made.run)}
         assert kinds["circuit_open"].subject == ECHO[0]
         assert kinds["circuit_open"].HasField("until")
+
+
+async def test_a_spent_budget_of_retries_is_named() -> None:  # N07
+    async with daemons.serve(circuits=CircuitPolicy(failures=0, retries=1.0)) as served:
+        endpoints = served.daemon.house.endpoints
+        endpoints.begin(ECHO[0], is_retry=True)
+        endpoints.begin(ECHO[0], is_retry=True)
+        made = stage()
+        made.now_ns = served.daemon.house.clock.now_ns()
+        made.model_breaks(TRANSIENT)
+        kinds = {each.kind: each for each in why(served, made.run)}
+        assert kinds["retry_budget"].subject == ECHO[0]
+        assert kinds["retry_budget"].HasField("until")
+
+
+async def test_context_sources_that_are_asked_are_named() -> None:  # N07
+    answer = asyncio.Event()
+
+    async def news(request: ProvideContextRequest) -> str:
+        await answer.wait()
+        return "nothing new"
+
+    asked = Sources([ContextSource(name="news", kind=FUNCTION, timeout=duration(60))])
+    asked.add("news", news)
+    async with daemons.serve(sources=asked) as served, asyncio.timeout(20):
+        agent = await served.client.agents.create(Agent(context_sources=["news"]))
+        run = await served.client.run("hello", agent_id=agent.id)
+        while [each.kind for each in (await served.client.runs.explain(run.run_id)).obstacles] != ["context"]:
+            await asyncio.sleep(0.02)
+        answer.set()
+        assert (await run.result()).text == "hello"
 
 
 async def test_the_operators_limits_of_a_model_are_named() -> None:  # N07

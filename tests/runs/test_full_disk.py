@@ -93,6 +93,8 @@ async def test_what_a_tool_brought_waits_for_space_and_commands_meanwhile_do_not
         for _ in range(3):
             assert (await refused(client.runs.send_input(run.run_id, LARGE))).reason == "STORAGE_FULL"
         assert (await client.runs.get(run.run_id)).state == RunState.RUN_STATE_RUNNING
+        causes = (await client.runs.explain(run.run_id)).obstacles  # N07
+        assert [each.kind for each in causes][-1] == "storage_full"
         limit_pages(served, 1 << 20)
         got = await finished(client, run.run_id)
         events = await events_of(client.watch(run.run_id))

@@ -243,6 +243,30 @@ async def test_sessions_beyond_a_quota_are_refused_however_they_would_be_made() 
         await one.one(create, sessions.CreateSessionRequest())
 
 
+async def test_sessions_of_a_principal_are_bounded_and_what_was_deleted_is_free_within_a_minute() -> None:  # S21
+    names = ("CreateSession", "ForkSession", "DeleteSession")
+    create, fork, delete = (f"/behest.v1.SessionService/{name}" for name in names)
+    clock = StillClock()
+    rules = Rules(principals={"one": Quota(sessions=2)})
+    async with serving(TWO, "sqlite", clock=clock, quotas=rules) as (_, (one, two, _three)):
+        made = (await one.one(create, sessions.CreateSessionRequest())).session
+        assert made.principal == "one"
+        await one.one(CREATE, runs.CreateRunRequest(spec=said("hello")))
+        full = {"quota": "principal.sessions", "limit": "2"}
+        assert await over(one, create, sessions.CreateSessionRequest()) == full
+        assert await over(one, CREATE, STALL) == full
+        assert await over(one, fork, sessions.ForkSessionRequest(source_session_id=made.id)) == full
+        # Nobody else is bounded by that, and a run on a session that is there makes none.
+        copy = (await two.one(fork, sessions.ForkSessionRequest(source_session_id=made.id))).session
+        assert copy.principal == "two"
+        await two.one(delete, sessions.DeleteSessionRequest(session_id=copy.id))
+        clock.advance(61.0)
+        assert await over(one, create, sessions.CreateSessionRequest()) == full
+        await one.one(delete, sessions.DeleteSessionRequest(session_id=made.id))
+        clock.advance(61.0)
+        await one.one(create, sessions.CreateSessionRequest())
+
+
 async def test_artifacts_beyond_a_quota_are_refused_and_what_was_deleted_is_free_again() -> None:  # S16, S21
     rules, clock = Rules(namespaces={"alpha": Quota(artifact_bytes=100)}), StillClock()
     write = "/behest.v1.ArtifactService/WriteArtifact"

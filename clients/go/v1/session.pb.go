@@ -54,6 +54,8 @@ type Session struct {
 	// The scope of the session: names of tools, or globs of names, that its runs may be offered, of those that their agents
 	// have. At most 256. Empty: no scope.
 	Tools []string `protobuf:"bytes,14,rep,name=tools,proto3" json:"tools,omitempty"`
+	// The principal that created it, or whose run did. Output only.
+	Principal string `protobuf:"bytes,15,opt,name=principal,proto3" json:"principal,omitempty"`
 	// The most that the session may use in all, its runs with their child runs, its embeddings and summaries together.
 	// Unset: no limit of its own.
 	Budget *Budget `protobuf:"bytes,33,opt,name=budget,proto3" json:"budget,omitempty"`
@@ -193,6 +195,13 @@ func (x *Session) GetTools() []string {
 	return nil
 }
 
+func (x *Session) GetPrincipal() string {
+	if x != nil {
+		return x.Principal
+	}
+	return ""
+}
+
 func (x *Session) GetBudget() *Budget {
 	if x != nil {
 		return x.Budget
@@ -283,7 +292,7 @@ var File_behest_v1_session_proto protoreflect.FileDescriptor
 
 const file_behest_v1_session_proto_rawDesc = "" +
 	"\n" +
-	"\x17behest/v1/session.proto\x12\tbehest.v1\x1a\x15behest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf6\x05\n" +
+	"\x17behest/v1/session.proto\x12\tbehest.v1\x1a\x15behest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\x06\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\x12\x19\n" +
@@ -302,7 +311,8 @@ const file_behest_v1_session_proto_rawDesc = "" +
 	"\ractive_run_id\x18\v \x01(\tR\vactiveRunId\x12$\n" +
 	"\x0equeued_run_ids\x18\f \x03(\tR\fqueuedRunIds\x12\x18\n" +
 	"\aversion\x18\r \x01(\x03R\aversion\x12\x14\n" +
-	"\x05tools\x18\x0e \x03(\tR\x05tools\x12)\n" +
+	"\x05tools\x18\x0e \x03(\tR\x05tools\x12\x1c\n" +
+	"\tprincipal\x18\x0f \x01(\tR\tprincipal\x12)\n" +
 	"\x06budget\x18! \x01(\v2\x11.behest.v1.BudgetR\x06budget\x123\n" +
 	"\n" +
 	"budget_use\x18\" \x01(\v2\x14.behest.v1.BudgetUseR\tbudgetUse\x12K\n" +

@@ -26,7 +26,7 @@ from behest.v1 import usage_pb2 as behest_dot_v1_dot_usage__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x65hest/v1/session.proto\x12\tbehest.v1\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xac\x04\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12.\n\x06labels\x18\x04 \x03(\x0b\x32\x1e.behest.v1.Session.LabelsEntry\x12\x15\n\rmetadata_json\x18\x05 \x01(\t\x12\x13\n\x0bis_archived\x18\x06 \x01(\x08\x12\x11\n\tis_hidden\x18\x07 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\x16\x66orked_from_session_id\x18\n \x01(\t\x12\x15\n\ractive_run_id\x18\x0b \x01(\t\x12\x16\n\x0equeued_run_ids\x18\x0c \x03(\t\x12\x0f\n\x07version\x18\r \x01(\x03\x12\r\n\x05tools\x18\x0e \x03(\t\x12!\n\x06\x62udget\x18! \x01(\x0b\x32\x11.behest.v1.Budget\x12(\n\nbudget_use\x18\" \x01(\x0b\x32\x14.behest.v1.BudgetUse\x12\x38\n\x12\x63ompaction_circuit\x18\x1e \x01(\x0b\x32\x1c.behest.v1.CompactionCircuit\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"e\n\x11\x43ompactionCircuit\x12\x10\n\x08\x66\x61ilures\x18\x01 \x01(\x05\x12.\n\nopen_until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17\x62\x65hest/v1/session.proto\x12\tbehest.v1\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbf\x04\n\x07Session\x12\n\n\x02id\x18\x01 \x01(\t\x12\r\n\x05title\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12.\n\x06labels\x18\x04 \x03(\x0b\x32\x1e.behest.v1.Session.LabelsEntry\x12\x15\n\rmetadata_json\x18\x05 \x01(\t\x12\x13\n\x0bis_archived\x18\x06 \x01(\x08\x12\x11\n\tis_hidden\x18\x07 \x01(\x08\x12/\n\x0b\x63reate_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1e\n\x16\x66orked_from_session_id\x18\n \x01(\t\x12\x15\n\ractive_run_id\x18\x0b \x01(\t\x12\x16\n\x0equeued_run_ids\x18\x0c \x03(\t\x12\x0f\n\x07version\x18\r \x01(\x03\x12\r\n\x05tools\x18\x0e \x03(\t\x12\x11\n\tprincipal\x18\x0f \x01(\t\x12!\n\x06\x62udget\x18! \x01(\x0b\x32\x11.behest.v1.Budget\x12(\n\nbudget_use\x18\" \x01(\x0b\x32\x14.behest.v1.BudgetUse\x12\x38\n\x12\x63ompaction_circuit\x18\x1e \x01(\x0b\x32\x1c.behest.v1.CompactionCircuit\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"e\n\x11\x43ompactionCircuit\x12\x10\n\x08\x66\x61ilures\x18\x01 \x01(\x05\x12.\n\nopen_until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,9 +36,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SESSION_LABELSENTRY']._loaded_options = None
   _globals['_SESSION_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_SESSION']._serialized_start=95
-  _globals['_SESSION']._serialized_end=651
-  _globals['_SESSION_LABELSENTRY']._serialized_start=606
-  _globals['_SESSION_LABELSENTRY']._serialized_end=651
-  _globals['_COMPACTIONCIRCUIT']._serialized_start=653
-  _globals['_COMPACTIONCIRCUIT']._serialized_end=754
+  _globals['_SESSION']._serialized_end=670
+  _globals['_SESSION_LABELSENTRY']._serialized_start=625
+  _globals['_SESSION_LABELSENTRY']._serialized_end=670
+  _globals['_COMPACTIONCIRCUIT']._serialized_start=672
+  _globals['_COMPACTIONCIRCUIT']._serialized_end=773
 # @@protoc_insertion_point(module_scope)

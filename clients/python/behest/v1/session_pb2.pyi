@@ -60,6 +60,7 @@ class Session(_message.Message):
     QUEUED_RUN_IDS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     TOOLS_FIELD_NUMBER: _builtins.int
+    PRINCIPAL_FIELD_NUMBER: _builtins.int
     BUDGET_FIELD_NUMBER: _builtins.int
     BUDGET_USE_FIELD_NUMBER: _builtins.int
     COMPACTION_CIRCUIT_FIELD_NUMBER: _builtins.int
@@ -81,6 +82,8 @@ class Session(_message.Message):
     """The run that is active on it. Empty: none. Filled by GetSession only."""
     version: _builtins.int
     """The record's version; it rises with each change."""
+    principal: _builtins.str
+    """The principal that created it, or whose run did. Output only."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels, at most 32."""
@@ -134,13 +137,14 @@ class Session(_message.Message):
         queued_run_ids: _abc.Iterable[_builtins.str] | None = ...,
         version: _builtins.int = ...,
         tools: _abc.Iterable[_builtins.str] | None = ...,
+        principal: _builtins.str = ...,
         budget: _usage_pb2.Budget | None = ...,
         budget_use: _usage_pb2.BudgetUse | None = ...,
         compaction_circuit: Global___CompactionCircuit | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["budget", b"budget", "budget_use", b"budget_use", "compaction_circuit", b"compaction_circuit", "create_time", b"create_time", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_run_id", b"active_run_id", "agent_id", b"agent_id", "budget", b"budget", "budget_use", b"budget_use", "compaction_circuit", b"compaction_circuit", "create_time", b"create_time", "forked_from_session_id", b"forked_from_session_id", "id", b"id", "is_archived", b"is_archived", "is_hidden", b"is_hidden", "labels", b"labels", "metadata_json", b"metadata_json", "queued_run_ids", b"queued_run_ids", "title", b"title", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active_run_id", b"active_run_id", "agent_id", b"agent_id", "budget", b"budget", "budget_use", b"budget_use", "compaction_circuit", b"compaction_circuit", "create_time", b"create_time", "forked_from_session_id", b"forked_from_session_id", "id", b"id", "is_archived", b"is_archived", "is_hidden", b"is_hidden", "labels", b"labels", "metadata_json", b"metadata_json", "principal", b"principal", "queued_run_ids", b"queued_run_ids", "title", b"title", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -10450,6 +10450,11 @@ class Session(betterproto2.Message):
     have. At most 256. Empty: no scope.
     """
 
+    principal: "str" = betterproto2.field(15, betterproto2.TYPE_STRING)
+    """
+    The principal that created it, or whose run did. Output only.
+    """
+
     budget: "Budget | None" = betterproto2.field(33, betterproto2.TYPE_MESSAGE, optional=True)
     """
     The most that the session may use in all, its runs with their child runs, its embeddings and summaries together.

@@ -14,7 +14,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/session.proto.
  */
 export const file_behest_v1_session: GenFile = /*@__PURE__*/
-  fileDesc("ChdiZWhlc3QvdjEvc2Vzc2lvbi5wcm90bxIJYmVoZXN0LnYxIqwECgdTZXNzaW9uEgoKAmlkGAEgASgJEg0KBXRpdGxlGAIgASgJEhAKCGFnZW50X2lkGAMgASgJEi4KBmxhYmVscxgEIAMoCzIeLmJlaGVzdC52MS5TZXNzaW9uLkxhYmVsc0VudHJ5EhUKDW1ldGFkYXRhX2pzb24YBSABKAkSEwoLaXNfYXJjaGl2ZWQYBiABKAgSEQoJaXNfaGlkZGVuGAcgASgIEi8KC2NyZWF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASHgoWZm9ya2VkX2Zyb21fc2Vzc2lvbl9pZBgKIAEoCRIVCg1hY3RpdmVfcnVuX2lkGAsgASgJEhYKDnF1ZXVlZF9ydW5faWRzGAwgAygJEg8KB3ZlcnNpb24YDSABKAMSDQoFdG9vbHMYDiADKAkSIQoGYnVkZ2V0GCEgASgLMhEuYmVoZXN0LnYxLkJ1ZGdldBIoCgpidWRnZXRfdXNlGCIgASgLMhQuYmVoZXN0LnYxLkJ1ZGdldFVzZRI4ChJjb21wYWN0aW9uX2NpcmN1aXQYHiABKAsyHC5iZWhlc3QudjEuQ29tcGFjdGlvbkNpcmN1aXQaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASJlChFDb21wYWN0aW9uQ2lyY3VpdBIQCghmYWlsdXJlcxgBIAEoBRIuCgpvcGVuX3VudGlsGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIOCgZyZWFzb24YAyABKAliBnByb3RvMw", [file_behest_v1_usage, file_google_protobuf_timestamp]);
+  fileDesc("ChdiZWhlc3QvdjEvc2Vzc2lvbi5wcm90bxIJYmVoZXN0LnYxIr8ECgdTZXNzaW9uEgoKAmlkGAEgASgJEg0KBXRpdGxlGAIgASgJEhAKCGFnZW50X2lkGAMgASgJEi4KBmxhYmVscxgEIAMoCzIeLmJlaGVzdC52MS5TZXNzaW9uLkxhYmVsc0VudHJ5EhUKDW1ldGFkYXRhX2pzb24YBSABKAkSEwoLaXNfYXJjaGl2ZWQYBiABKAgSEQoJaXNfaGlkZGVuGAcgASgIEi8KC2NyZWF0ZV90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgJIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASHgoWZm9ya2VkX2Zyb21fc2Vzc2lvbl9pZBgKIAEoCRIVCg1hY3RpdmVfcnVuX2lkGAsgASgJEhYKDnF1ZXVlZF9ydW5faWRzGAwgAygJEg8KB3ZlcnNpb24YDSABKAMSDQoFdG9vbHMYDiADKAkSEQoJcHJpbmNpcGFsGA8gASgJEiEKBmJ1ZGdldBghIAEoCzIRLmJlaGVzdC52MS5CdWRnZXQSKAoKYnVkZ2V0X3VzZRgiIAEoCzIULmJlaGVzdC52MS5CdWRnZXRVc2USOAoSY29tcGFjdGlvbl9jaXJjdWl0GB4gASgLMhwuYmVoZXN0LnYxLkNvbXBhY3Rpb25DaXJjdWl0Gi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiZQoRQ29tcGFjdGlvbkNpcmN1aXQSEAoIZmFpbHVyZXMYASABKAUSLgoKb3Blbl91bnRpbBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASDgoGcmVhc29uGAMgASgJYgZwcm90bzM", [file_behest_v1_usage, file_google_protobuf_timestamp]);
 
 /**
  * Session is an ordered conversation: the runs that were started on it, one after the other.
@@ -120,6 +120,13 @@ export type Session = Message<"behest.v1.Session"> & {
    * @generated from field: repeated string tools = 14;
    */
   tools: string[];
+
+  /**
+   * The principal that created it, or whose run did. Output only.
+   *
+   * @generated from field: string principal = 15;
+   */
+  principal: string;
 
   /**
    * The most that the session may use in all, its runs with their child runs, its embeddings and summaries together.
