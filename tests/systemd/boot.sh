@@ -27,9 +27,12 @@ ln -s /proc/self/fd "$root/dev/fd"
 mount -t tmpfs behest "$root/dev/shm"
 mount -t tmpfs -o mode=0755 behest "$root/run"
 mount -t tmpfs -o mode=1777 behest "$root/tmp"
-mkdir -p "$root$target"
-mount --bind "$source" "$root$target"
-mount -o remount,bind,ro "$root$target"
+# Where it is shown, and where it is: that may be a place that was covered above.
+for place in "$target" "$source"; do
+	mkdir -p "$root$place"
+	mount --bind "$source" "$root$place"
+	mount -o remount,bind,ro "$root$place"
+done
 ip link set lo up 2>/dev/null || true
 
 # What belongs to the machine and not to a service.

@@ -68,7 +68,8 @@ def test_the_load_has_limits_of_the_machine_unless_the_file_says_others(tmp_path
 
 
 @pytest.mark.parametrize(
-    "text", ["[quotas]\nqueue_share = 0.0\n", "[quotas.principal]\nactive_runs = 1\n", "[overload]\nmemory_share = 1.5\n"]
+    "text",
+    ["[quotas]\nqueue_share = 0.0\n", "[quotas.principal]\nactive_runs = 1\n", "[overload]\nmemory_share = 1.5\n"],
 )
 def test_what_makes_no_sense_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(ConfigInvalid):
