@@ -37,11 +37,11 @@ class BackupInvalid(errors.Corrupt):
         super().__init__("STORAGE_CORRUPT", f"the backup cannot be used: {problem}", problem=problem)
 
 
-class PlaceTaken(errors.WrongState):
+class PlaceTaken(FileExistsError):
     """Raised when the place of a backup or of a restored directory is not empty."""
 
     def __init__(self, path: Path) -> None:
-        super().__init__("STORAGE_BUSY", f"{path} is there already and not empty", path=str(path))
+        super().__init__(f"{path} is there already and not empty")
 
 
 @dataclass(frozen=True, slots=True)

@@ -256,8 +256,11 @@ async def test_a_lost_server_keeps_its_models_and_its_calls_are_not_sent(monkeyp
         async with raw() as server:
             await served.client.servers.register(server.registration())
             port = server.address
-        told = await failure(provider(served), chat())
-        assert (told.reason, told.failure_class) == ("PROVIDER_UNAVAILABLE", NOT_SENT)
+        async with asyncio.timeout(20):
+            # One that leaves while the connection ends may have arrived, for all that anybody can say.
+            while (told := await failure(provider(served), chat())).failure_class != NOT_SENT:
+                assert told.reason in ("PROVIDER_UNAVAILABLE", "PROVIDER_STREAM_BROKEN")
+        assert told.reason == "PROVIDER_UNAVAILABLE"
         assert await model_ids(served) == ["far/m", "far/vectors"]
         async with raw(address=port) as server:
             server.models = [model("other")]

@@ -2,7 +2,6 @@
 
 import inspect
 from collections.abc import Iterator
-from pathlib import Path
 
 import grpc
 import pytest
@@ -19,7 +18,6 @@ from tests.tools import errors_doc
 REASONS = {reason.name: reason for reason in errors_doc.reasons(errors_doc.SOURCE.read_text())}
 SAMPLES = {
     "str": "text",
-    "Path": Path("place"),
     "int": 7,
     "float": 1.5,
     "bytes": b"bytes",
