@@ -29,7 +29,7 @@ GO = $(or $(shell command -v go),$(abspath $(VENV_GO))/bin/go)
 INSTALLED_GO = $(if $(shell command -v go),,$(VENV_GO)/.installed)
 GO_GENERATE = PATH="$(dir $(GO)):$$PATH" $(BUF) generate proto --template $(GOLANG)/buf.gen.yaml --output build/go
 # How many processes run the tests, which wait for other processes most of the time. A file is run by one of them.
-WORKERS ?= 2
+WORKERS ?= 3
 # Arguments for what test, demo, bench, run and proof start, for example: make test ARGS="-k watch".
 ARGS ?=
 
