@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Protocol
 
 import structlog
 
@@ -21,8 +22,6 @@ from behestd.components import (
 )
 from behestd.errors import StorageFull
 from behestd.lifecycle import Scope
-from behestd.log.audit_writer import AuditLog
-from behestd.log.log import Log
 from behestd.log.store import Store
 from behestd.providers.leases import Leases
 from behestd.reload import Reloading
@@ -57,16 +56,19 @@ async def close_store(store: Store, _: float) -> None:
     await store.close()
 
 
+class Closable(Protocol):
+    """What ends when it is told to, by itself."""
+
+    def close(self) -> None:
+        """End."""
+
+
+async def close(what: Closable, _: float) -> None:
+    what.close()
+
+
 async def close_blobs(blobs: Blobs, _: float) -> None:
     await blobs.close()
-
-
-async def close_log(log: Log, _: float) -> None:
-    log.close()
-
-
-async def close_audit(audit: AuditLog, _: float) -> None:
-    audit.close()
 
 
 async def close_edge(edge: Edge, left_seconds: float) -> None:
@@ -79,19 +81,11 @@ async def look_at_load(scope: Scope) -> overload.Overload:
     return load
 
 
-async def look_no_more(load: overload.Overload, _: float) -> None:
-    load.close()
-
-
 async def clean(scope: Scope) -> Cleaning:
     rooms = scope[ROOMS]
     await rooms.artifacts.sweep()
     scope.spawn(rooms.cleaning.run())
     return rooms.cleaning
-
-
-async def end_cleaning(cleaning: Cleaning, _: float) -> None:
-    cleaning.close()
 
 
 async def wait_for_late(scope: Scope) -> LateAnswers:
@@ -100,18 +94,10 @@ async def wait_for_late(scope: Scope) -> LateAnswers:
     return late
 
 
-async def end_late(late: LateAnswers, _: float) -> None:
-    late.close()
-
-
 async def keep_servers(scope: Scope) -> Registry:
     registry = scope[ROOMS].registry
     scope.spawn(registry.run())
     return registry
-
-
-async def let_servers_go(registry: Registry, _: float) -> None:
-    registry.close()
 
 
 async def take_calls(scope: Scope) -> DirectCalls:
@@ -140,10 +126,6 @@ async def close_what_is_due(scope: Scope) -> Leases:
     return leases
 
 
-async def close_no_more(leases: Leases, _: float) -> None:
-    leases.close()
-
-
 async def answer(scope: Scope, life: Life) -> Serving:
     await scope[SERVERS].settled(SETTLE_SECONDS)
     serving = Serving(scope[EDGE], scope[ROOMS].watches, scope[LOG], life.problems)
@@ -159,10 +141,6 @@ async def reload_when_asked(scope: Scope, life: Life) -> Reloading:
     return reloading
 
 
-async def reload_no_more(reloading: Reloading, _: float) -> None:
-    reloading.close()
-
-
 async def probe(scope: Scope, life: Life) -> Probing:
     """Look at all components that were started before."""
     serving = scope[SERVING]
@@ -174,10 +152,6 @@ async def probe(scope: Scope, life: Life) -> Probing:
     probing = Probing(life.probes(), tell)
     scope.spawn(probing.run())
     return probing
-
-
-async def probe_no_more(probing: Probing, _: float) -> None:
-    probing.close()
 
 
 async def probe_store(store: Store) -> None:

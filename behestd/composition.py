@@ -105,22 +105,22 @@ class Composition:
             Component(TELEMETRY, self._make_telemetry, stop=beginnings.close_telemetry),
             Component(STORE, self._open_store, stop=beginnings.close_store, probe=beginnings.probe_store),
             Component(BLOBS, self._open_blobs, (STORE,), stop=beginnings.close_blobs),
-            Component(LOG, self._open_log, (STORE,), stop=beginnings.close_log),
-            Component(AUDIT, self._open_audit, (STORE,), stop=beginnings.close_audit, probe=AuditLog.probe),
+            Component(LOG, self._open_log, (STORE,), stop=beginnings.close),
+            Component(AUDIT, self._open_audit, (STORE,), stop=beginnings.close, probe=AuditLog.probe),
             Component(HOUSE, self._make_house, (TELEMETRY, LOG, BLOBS)),
-            Component(PROVIDERS, beginnings.close_what_is_due, (HOUSE,), stop=beginnings.close_no_more),
+            Component(PROVIDERS, beginnings.close_what_is_due, (HOUSE,), stop=beginnings.close),
             Component(ROOMS, self._make_rooms, (TELEMETRY, HOUSE)),
             Component(EDGE, self._bind, (TELEMETRY, AUDIT, HOUSE, ROOMS), stop=beginnings.close_edge),
             Component(EXPORTS, beginnings.export, (TELEMETRY, HOUSE, EDGE)),
-            Component(LOAD, beginnings.look_at_load, (HOUSE,), stop=beginnings.look_no_more),
-            Component(CLEANING, beginnings.clean, (ROOMS, EDGE), stop=beginnings.end_cleaning),
-            Component(LATE, beginnings.wait_for_late, (ROOMS, EDGE), stop=beginnings.end_late),
+            Component(LOAD, beginnings.look_at_load, (HOUSE,), stop=beginnings.close),
+            Component(CLEANING, beginnings.clean, (ROOMS, EDGE), stop=beginnings.close),
+            Component(LATE, beginnings.wait_for_late, (ROOMS, EDGE), stop=beginnings.close),
             Component(
                 SERVERS,
                 beginnings.keep_servers,
                 (ROOMS, EDGE, LATE),
                 quiet=Registry.drain,
-                stop=beginnings.let_servers_go,
+                stop=beginnings.close,
             ),
             Component(
                 CALLS, beginnings.take_calls, (ROOMS, EDGE, SERVERS), quiet=DirectCalls.refuse, stop=DirectCalls.drain
@@ -130,11 +130,11 @@ class Composition:
                 RELOADS,
                 self._reload,
                 (TELEMETRY, AUDIT, HOUSE, ROOMS, EDGE, RUNS),
-                stop=beginnings.reload_no_more,
+                stop=beginnings.close,
                 stop_seconds=AT_ONCE,
             ),
             Component(SERVING, self._answer, (LOG, ROOMS, EDGE, SERVERS, RUNS, RELOADS), quiet=Serving.end),
-            Component(PROBES, self._probe, (SERVING,), stop=beginnings.probe_no_more, stop_seconds=AT_ONCE),
+            Component(PROBES, self._probe, (SERVING,), stop=beginnings.close, stop_seconds=AT_ONCE),
         )
 
     async def _make_telemetry(self, scope: Scope) -> Telemetry:

@@ -57,7 +57,7 @@ def _may_be_lifted(draft: Draft, wait: Wait) -> bool:
 def resume(draft: Draft, wait: Wait, *, expired: bool) -> None:
     """End a wait; the deadline goes on from where it stood."""
     deadline = timestamp(draft.given.now_ns + wait.remaining_ns)
-    draft.note(events.RunResumed(reason=wait.reason, expired=expired, deadline=deadline))  # type: ignore[arg-type]
+    draft.note(events.RunResumed(reason=wait.reason, expired=expired, deadline=deadline))  # type: ignore[arg-type]  # an enum's number
 
 
 def park(draft: Draft) -> None:

@@ -41,8 +41,8 @@ def explain(row: RunRow, run: Run | None, supervisor: Supervisor, house: House) 
     """Explain a run that this daemon drives, or one that nobody does."""
     if run is not None:
         obstacles = [*_explained(run, supervisor, house), *_of_daemon(run, supervisor, house)]
-        return ExplainRunResponse(state=run.state, obstacles=obstacles)  # type: ignore[arg-type]
-    response = ExplainRunResponse(state=row.state)  # type: ignore[arg-type]
+        return ExplainRunResponse(state=run.state, obstacles=obstacles)  # type: ignore[arg-type]  # an enum's number
+    response = ExplainRunResponse(state=row.state)  # type: ignore[arg-type]  # an enum's number
     if row.state not in TERMINAL:
         problem = supervisor.unfit(row.namespace, row.run_id)
         text = problem.message if problem is not None else "no daemon has taken it up yet"
@@ -66,7 +66,7 @@ def _explained(run: Run, supervisor: Supervisor, house: House) -> list[RunObstac
     is_told = any(each.kind == "paused" for each in found)
     wait = run.life.wait
     if wait is not None and wait.reason in _WAITS and not asks and not (is_told and wait.subject):
-        kind, text = _WAITS[wait.reason]  # type: ignore[index]
+        kind, text = _WAITS[wait.reason]  # type: ignore[index]  # an enum's number
         subject, since = wait.subject or run.id, timestamp(wait.since_ns) if wait.since_ns else None
         until = timestamp(wait.until_ns)
         found.append(RunObstacle(kind=kind, subject=subject, message=text, since=since, until=until))
