@@ -34,23 +34,15 @@ class Quota(Section):
     """Sessions that it created, in one namespace."""
 
 
-class NamespaceQuota(Section):
+class NamespaceQuota(Quota):
     """What all callers of one namespace may use together. 0: no limit."""
 
-    requests_per_minute: Count = 0
-    """Calls, those that control apart: cancel, approve, health. A tenth of them may come at once."""
-    runs_per_minute: Count = 0
-    """Runs created. A tenth of them may come at once."""
-    streams: Count = 0
-    """Calls at once that stream in either direction, watches among them."""
     watches: Count = 0
     """Watches at once. 0: as many as quotas.queue_share says."""
-    runs: Count = 0
-    """Runs that have not ended: working, waiting and queued ones."""
-    active_runs: Count = 0
-    """Runs that work at once. More are taken, and wait."""
     sessions: Count = 0
     """Sessions."""
+    active_runs: Count = 0
+    """Runs that work at once. More are taken, and wait."""
     artifact_bytes: Count = 0
     """Bytes of all artifacts."""
 

@@ -26,7 +26,7 @@ def _of_namespace(source: quotas.NamespaceQuota, watches: int) -> Quota:
     return replace(_quota(source), watches=source.watches or watches)
 
 
-def _quota(source: quotas.Quota | quotas.NamespaceQuota) -> Quota:
+def _quota(source: quotas.Quota) -> Quota:
     return Quota(**source.model_dump())
 
 
