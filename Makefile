@@ -166,6 +166,7 @@ proto-baseline: $(INSTALLED) ## Accept today's contract as what must not break
 docs: $(INSTALLED) ## Write the documents that are generated
 	$(PYTHON) -m tests.tools.errors_doc
 	$(PYTHON) -m tests.tools.coverage_doc
+	$(PYTHON) -m tests.tools.reasoning_doc
 	$(VENV)/bin/behestd config-example --markdown > docs/configuration.md
 	$(VENV)/bin/behestd config-example --json-schema > docs/config.schema.json
 

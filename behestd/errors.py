@@ -108,6 +108,18 @@ class InvalidRequest(BehestError):
         self.violations = ((field, problem), *more)
 
 
+class GraphInvalid(InvalidRequest):
+    """Raised when a reasoning graph is not valid. `node`, `edge` and `rule` are those of its first problem.
+
+    `edge` is the edge's place from 1; 0: it is no edge's. `violations` pairs the place of each problem with its text.
+    """
+
+    def __init__(self, node: str, edge: int, rule: str, violations: tuple[tuple[str, str], ...]) -> None:
+        (field, problem), *more = violations
+        super().__init__(field, problem, reason="REASONING_GRAPH_INVALID", more=tuple(more))
+        self.metadata |= {"node": node, "edge": str(edge), "rule": rule, "problems": str(len(violations))}
+
+
 # --- leaves that several rooms raise ---
 
 
@@ -158,6 +170,29 @@ class ArtifactNotFound(NotFound):
 
     def __init__(self, artifact_id: str) -> None:
         super().__init__("ARTIFACT_NOT_FOUND", f"artifact {artifact_id} not found", artifactId=artifact_id)
+
+
+class GraphNotFound(NotFound):
+    """Raised when there is no such reasoning graph, or no such version of it. `version` 0: the newest."""
+
+    def __init__(self, graph_id: str, version: int = 0) -> None:
+        what = f"graph {graph_id} at version {version}" if version else f"graph {graph_id}"
+        super().__init__("REASONING_GRAPH_NOT_FOUND", f"{what} not found", graphId=graph_id, version=version)
+
+
+class StrategyNotFound(NotFound):
+    """Raised when there is no such strategy."""
+
+    def __init__(self, strategy: str) -> None:
+        super().__init__("REASONING_STRATEGY_NOT_FOUND", f"strategy {strategy} not found", strategy=strategy)
+
+
+class NodeNotFound(NotFound):
+    """Raised when there is no such node of a graph, or no such visit of one. `visit` 0: it is about the node."""
+
+    def __init__(self, node: str, visit: int = 0) -> None:
+        what = f"visit {visit}" if visit else f"node {node}"
+        super().__init__("REASONING_NODE_NOT_FOUND", f"{what} not found", node=node, visit=visit)
 
 
 class RequestIdReused(AlreadyExists):

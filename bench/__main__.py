@@ -15,7 +15,7 @@ from pathlib import Path
 
 from behest.v1 import run_service_pb2 as pb
 from behest.v1.run_state_pb2 import RunState
-from bench import flood, models, tools
+from bench import flood, graphs, models, tools
 from bench.figures import Figures
 from bench.load import first_delta, order, rate, runs, stream, times
 from bench.processes import Process, bare, daemon
@@ -30,6 +30,7 @@ FLOORS = {
     "pieces_run_vs_direct": 0.40,
     "pieces_chat_vs_direct": 0.40,
     **flood.FLOORS,
+    **graphs.FLOORS,
 }
 """Ratios below these fail the benchmark. They are set under what a noisy machine shows, to catch what breaks."""
 CALLERS = (1, 16, 64)
@@ -152,6 +153,7 @@ async def main() -> int:
         figures.note("memory MiB at the end", ours.memory_bytes() / 2**20)
     await models.through(figures, 2 if quick else 5, 128 if quick else 512)
     await tools.idle_servers(figures, 200 if quick else tools.IDLE_SERVERS)
+    await graphs.through(figures, 3, seconds)
     await flood.through(figures, 1 if quick else 3, 3.0 if quick else 6.0)
     imports(figures)
     RESULTS.parent.mkdir(exist_ok=True)

@@ -23,7 +23,7 @@ BELOW_SERVICE = PURE | ADAPTERS | LEAVES | {"runtime"}
 # the top and may import all.
 ARROWS: dict[str, frozenset[str]] = {
     "core": frozenset({"errors", "values"}),
-    "reasoning": frozenset({"core"}),
+    "reasoning": frozenset({"core", "errors", "values"}),
     **dict.fromkeys(LEAVES, LEAVES | {"core"}),
     **dict.fromkeys(ADAPTERS, LEAVES | {"core"}),
     "runtime": PURE | ADAPTERS | LEAVES,
@@ -65,7 +65,7 @@ MUTATORS = frozenset(
         "setdefault",
     }
 )
-BUILDERS = frozenset({"bytearray", "deepcopy", "defaultdict", "deque", "dict", "list", "set"})
+BUILDERS = frozenset({"__new__", "bytearray", "deepcopy", "defaultdict", "deque", "dict", "list", "set"})
 MAX_FILE_LINES, MAX_FUNCTION_LINES, MAX_PARAMETERS, MAX_PROTO_LINES = 400, 60, 7, 300
 PIN = re.compile(r"[A-Za-z0-9][\w.-]*==[\w.!+]+( ; [\w .<>=!'\"()]+)?")
 

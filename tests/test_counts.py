@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import gc
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
@@ -131,6 +132,22 @@ async def test_a_run_whose_provider_does_not_wait_is_told_in_few_frames() -> Non
     async with warm() as served:
         for said in ("hi", "/say one two three four five six seven eight", "/words 200"):
             assert len(await stream(served, said)) <= 4
+
+
+async def test_a_run_that_has_ended_leaves_nothing_to_the_garbage_collector() -> None:
+    async with warm() as served:
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        try:
+            for said in ("hello", '/tool look_up {"key": "it"} /next /say done', "hello again"):
+                await stream(served, said)
+            gc.collect()
+            left = {type(found).__qualname__ for found in gc.garbage if type(found).__module__.startswith("behestd.")}
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+
+    assert left == set()
 
 
 class _Counted:

@@ -115,7 +115,7 @@ class RunLimits(Section):
     """Limits of one run, where its agent sets none."""
 
     max_steps: Positive = 10
-    """Turns of the model."""
+    """Turns of the model. A run that follows a reasoning graph has 10,000."""
     max_tool_calls: Count | None = None
     """Tool calls in all. Unset: no limit."""
     max_total_tokens: Count | None = None

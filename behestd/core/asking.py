@@ -32,7 +32,7 @@ def ask(draft: Draft, call: Call, rule: str, args_hash: bytes) -> Permission:
 
 def asked(run: Run) -> int:
     """How many calls of a run wait for an approval."""
-    return sum(call.phase is Phase.ASKED for call in run.step.calls)
+    return sum(call.phase is Phase.ASKED for call in run.calls)
 
 
 def _approval_ns(run: Run) -> int:

@@ -308,26 +308,31 @@ def _policy(call: Call) -> ToolUnknownPolicy.ValueType:
     return ToolUnknownPolicy.TOOL_UNKNOWN_POLICY_ASK
 
 
-def drop(draft: Draft, call: Call) -> None:
-    """Let go of a call in flight that has no effect."""
+def drop(draft: Draft, call: Call, text: str = "the run ended during the call") -> None:
+    """Let go of a call in flight that has no effect, or of one that would be sent again."""
     dropped = ToolBroke(
         call.call.id,
         call.attempt,
         FailureClass.FAILURE_CLASS_PERMANENT,
         Executed.EXECUTED_NO if is_question(call) else Executed.EXECUTED_UNKNOWN,
         "TOOL_CANCELLED",
-        "the run ended during the call",
+        text,
     )
     record_failure(draft, call, dropped, 0, is_final=True)
 
 
 def abandon(draft: Draft) -> None:
     """Let go of every call in flight of a run that fails; those that may have an effect are left in doubt."""
-    for call in draft.run.step.calls:
+    for call in draft.run.calls:
         if is_awaited(call):
-            draft.note(tools.ToolOutcomeUnknown(call_id=call.call.id, attempt=call.attempt, policy=_policy(call)))
+            leave_in_doubt(draft, call)
         elif call.phase is Phase.STARTED:
             drop(draft, call)
+
+
+def leave_in_doubt(draft: Draft, call: Call) -> None:
+    """Let go of a call that may have an effect; nobody is asked about it."""
+    draft.note(tools.ToolOutcomeUnknown(call_id=call.call.id, attempt=call.attempt, policy=_policy(call)))
 
 
 def doubt(draft: Draft, call: Call, broke: ToolBroke | None = None) -> None:

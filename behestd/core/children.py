@@ -60,8 +60,8 @@ def is_open(call: Call) -> bool:
 
 def only_waits(run: Run) -> bool:
     """Whether a run does nothing but wait for child runs."""
-    open_calls = [call for call in run.step.calls if call.phase is not Phase.DONE]
-    return run.step.open is None and bool(open_calls) and all(is_open(call) for call in open_calls)
+    open_calls = [call for call in run.calls if call.phase is not Phase.DONE]
+    return not run.attempts and bool(open_calls) and all(is_open(call) for call in open_calls)
 
 
 def id_of(key: str) -> str:
@@ -71,7 +71,7 @@ def id_of(key: str) -> str:
 
 def grace_ns(run: Run, cancel_grace_ns: int) -> int:
     """How long a cancelled run waits for what is in flight: its child runs wait for theirs, level by level."""
-    if any(is_open(call) for call in run.step.calls):
+    if any(is_open(call) for call in run.calls):
         return cancel_grace_ns * (1 + max(run.definition.limits.max_depth, 1))
     return cancel_grace_ns
 
@@ -81,7 +81,7 @@ def grace_ns(run: Run, cancel_grace_ns: int) -> int:
 
 def has_room(run: Run) -> bool:
     """Whether one more child run may go on beside those that do."""
-    return sum(is_open(call) for call in run.step.calls) < run.definition.limits.max_parallel_children
+    return sum(is_open(call) for call in run.step.calls + run.beside) < run.definition.limits.max_parallel_children
 
 
 def excess(run: Run) -> Excess | None:
@@ -123,7 +123,7 @@ def _left(run: Run, name: str) -> int | None:
     spend = run.spend
     used = spend.cost_micro_usd if name == "max_cost_micro_usd" else spend.input_tokens + spend.output_tokens
     given = sum(
-        getattr(call.child.budgets, name) for call in run.step.calls if call.child is not None and is_open(call)
+        getattr(call.child.budgets, name) for call in run.calls + run.beside if call.child is not None and is_open(call)
     )
     return limit - used - int(given)
 
@@ -139,4 +139,4 @@ def rests_until_ns(kin: Kin, run: Run, call: Call) -> int:
 def moves(kin: Kin, run: Run) -> bool:
     """Whether some child run of a run that waits does not wait any more."""
     waits = run.state == RunState.RUN_STATE_WAITING
-    return waits and any(is_open(call) and not rests_until_ns(kin, run, call) for call in run.step.calls)
+    return waits and any(is_open(call) and not rests_until_ns(kin, run, call) for call in run.calls)

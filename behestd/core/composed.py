@@ -8,23 +8,28 @@ from __future__ import annotations
 
 from behestd.core.window import Window
 
+MOST = 64
+"""Windows that are kept at most; of an attempt beyond them the call is composed again."""
+
 
 class Composed:
-    """The window of the attempt that was decided on last, until it is taken. One a driver."""
+    """The window of the attempt of each step that was decided on last, until it is taken. One a driver."""
 
-    __slots__ = ("_attempt", "_window")
+    __slots__ = ("_windows",)
 
     def __init__(self) -> None:
-        self._attempt = (0, 0)
-        self._window: Window | None = None
+        self._windows: dict[int, tuple[int, Window]] = {}
 
     def keep(self, step: int, attempt: int, window: Window) -> None:
-        """Keep the window of an attempt, in the place of any other."""
-        self._attempt, self._window = (step, attempt), window
+        """Keep the window of an attempt, in the place of another of its step, or of all when there are too many."""
+        if len(self._windows) >= MOST:
+            self._windows.clear()
+        self._windows[step] = (attempt, window)
 
     def take(self, step: int, attempt: int) -> Window | None:
         """Take the window of an attempt out, if it is that one's."""
-        if self._attempt != (step, attempt):
+        kept, window = self._windows.get(step, (0, None))
+        if kept != attempt:
             return None
-        window, self._window = self._window, None
+        del self._windows[step]
         return window

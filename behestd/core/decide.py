@@ -2,12 +2,13 @@
 
 `decide` first records what the signal says, then goes on as far as possible without the outside (`advance`), so that
 all of it is one commit. Outcomes of attempts that are no longer open decide nothing. Commands that the state forbids
-raise.
+raise. How a run goes on is its kind's: a loop of model and tools here, a graph in the room `reasoning`.
 """
 
 from __future__ import annotations
 
-from typing import assert_never
+from collections.abc import Sequence
+from typing import Protocol, assert_never
 
 from behest.v1 import run_event_pb2 as events
 from behest.v1.run_state_pb2 import CancelCause, CancelMode, RunState, WaitReason
@@ -61,7 +62,63 @@ _WAITING = RunState.RUN_STATE_WAITING
 _CANCELLING = RunState.RUN_STATE_CANCELLING
 
 
-def decide(run: Run, given: Given, signal: Signal) -> tuple[list[Payload], Run]:
+class Kind(Protocol):
+    """How runs of one kind go on."""
+
+    def part(self, draft: Draft, step: int) -> Draft:
+        """The draft of the conversation that has a step."""
+        ...
+
+    def resume(self, draft: Draft) -> None:
+        """End the wait of a run that waits if it can go on, or to see whether it can."""
+        ...
+
+    def go_on(self, draft: Draft) -> None:
+        """Go on with a run that runs, as far as possible, until it ends or waits."""
+        ...
+
+    def is_unmoved(self, payloads: Sequence[Payload], before: Run) -> bool:
+        """Whether what a run that waited decided comes to the same wait."""
+        ...
+
+
+class Loop:
+    """Runs that are a loop of model and tools: one conversation."""
+
+    def part(self, draft: Draft, step: int) -> Draft:
+        """The run's own."""
+        return draft
+
+    def resume(self, draft: Draft) -> None:
+        """End the wait when a call can go on."""
+        waits.resume_if_due(draft)
+
+    def go_on(self, draft: Draft) -> None:
+        """Ask the model, make its calls, and so on until it has answered."""
+        while draft.run.state == _RUNNING:
+            if draft.given.is_draining and not turn.is_over(draft.run):
+                return
+            before = len(draft.payloads)
+            if not draft.run.step.answered:
+                turn.request(draft)
+            elif any(call.phase is not Phase.DONE for call in draft.run.step.calls):
+                calls.progress(draft)
+            else:
+                turn.conclude(draft)
+            if len(draft.payloads) == before:
+                break
+        if draft.run.state == _RUNNING:
+            waits.park(draft)
+
+    def is_unmoved(self, payloads: Sequence[Payload], before: Run) -> bool:
+        """Whether it waits for the same pause."""
+        return pausing.is_unmoved(payloads, before)
+
+
+LOOP = Loop()
+
+
+def decide(run: Run, given: Given, signal: Signal, kind: Kind = LOOP) -> tuple[list[Payload], Run]:
     """Decide what to commit, and the run after it (its hash and log size are those before).
 
     Raises RunEnding, RequestIdReused, WrongState, NotFound or InvalidRequest for inputs, decisions and resolutions that
@@ -69,14 +126,14 @@ def decide(run: Run, given: Given, signal: Signal) -> tuple[list[Payload], Run]:
     """
     draft = Draft(run, given)
     if not run.is_ended:
-        _record(draft, signal)
-        advance(draft)
+        _record(draft, signal, kind)
+        advance(draft, kind)
     elif isinstance(signal, Input | Decision | Resolution):
         raise RunEnding(run.id, state_name(run.state))
     return draft.payloads, draft.run
 
 
-def _record(draft: Draft, signal: Signal) -> None:  # noqa: C901  one case a signal
+def _record(draft: Draft, signal: Signal, kind: Kind) -> None:  # noqa: C901  one case a signal
     match signal:
         case Claim():
             _claim(draft, signal)
@@ -93,9 +150,9 @@ def _record(draft: Draft, signal: Signal) -> None:  # noqa: C901  one case a sig
         case Condemn():
             fail(draft, signal.reason, signal.message)
         case ModelEnded():
-            turn.ended(draft, signal)
+            turn.ended(kind.part(draft, signal.step), signal)
         case ModelBroke():
-            turn.broke(draft, signal)
+            turn.broke(kind.part(draft, signal.step), signal)
         case SummaryEnded():
             compaction_turn.ended(draft, signal)
         case SummaryBroke():
@@ -120,44 +177,30 @@ def _record(draft: Draft, signal: Signal) -> None:  # noqa: C901  one case a sig
             assert_never(signal)
 
 
-def advance(draft: Draft) -> None:
+def advance(draft: Draft, kind: Kind = LOOP) -> None:
     """Go on as far as possible without the outside."""
     released = bool(draft.payloads) and isinstance(draft.payloads[-1], events.RunReleased)
     if released:
         return
     before, count = draft.run, len(draft.payloads)
     if draft.run.state == _WAITING:
-        waits.resume_if_due(draft)
-    _go_on(draft)
-    if pausing.is_unmoved(draft.payloads[count:], before):
+        kind.resume(draft)
+    _heed_deadline(draft)
+    if draft.run.state == _RUNNING:
+        kind.go_on(draft)
+    if draft.run.state == _CANCELLING:
+        _end_if_quiet(draft)
+    if kind.is_unmoved(draft.payloads[count:], before):
         _stay_paused(draft, before, count)
 
 
 def _stay_paused(draft: Draft, before: Run, count: int) -> None:
     """Take back what comes to waiting as before, and end a run that waited its time."""
     draft.go_back(before, count)
-    if before.life.wait is not None and draft.given.now_ns >= before.life.wait.until_ns:
-        fail(draft, "RUNTIME_PAUSED", f"{before.life.wait.subject} stayed paused", subject=before.life.wait.subject)
-
-
-def _go_on(draft: Draft) -> None:
-    _heed_deadline(draft)
-    while draft.run.state == _RUNNING:
-        if draft.given.is_draining and not turn.is_over(draft.run):
-            return
-        before = len(draft.payloads)
-        if not draft.run.step.answered:
-            turn.request(draft)
-        elif any(call.phase is not Phase.DONE for call in draft.run.step.calls):
-            calls.progress(draft)
-        else:
-            turn.conclude(draft)
-        if len(draft.payloads) == before:
-            break
-    if draft.run.state == _RUNNING:
-        waits.park(draft)
-    if draft.run.state == _CANCELLING:
-        _end_if_quiet(draft)
+    wait = before.life.wait
+    is_paused = wait is not None and wait.reason == WaitReason.WAIT_REASON_PAUSED
+    if wait is not None and is_paused and draft.given.now_ns >= wait.until_ns:
+        fail(draft, "RUNTIME_PAUSED", f"{wait.subject} stayed paused", subject=wait.subject)
 
 
 def _child_ended(draft: Draft, signal: ChildEnded) -> None:
@@ -270,7 +313,7 @@ def _expire(draft: Draft) -> None:
     if draft.run.is_ended:
         return
     now_ns = draft.given.now_ns
-    doubts = [call for call in draft.run.step.calls if call.phase is Phase.UNKNOWN and call.due_ns <= now_ns]
+    doubts = [call for call in draft.run.calls if call.phase is Phase.UNKNOWN and call.due_ns <= now_ns]
     if doubts:
         fail(
             draft,
@@ -307,7 +350,7 @@ def fail(draft: Draft, reason: str, message: str, **metadata: object) -> None:
 
 
 def _end_if_quiet(draft: Draft) -> None:
-    if draft.run.step.open is None and not recovery.awaited(draft.run):
+    if not draft.run.attempts and not recovery.awaited(draft.run):
         _end_cancelled(draft)
 
 

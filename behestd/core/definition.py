@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
+from typing import Literal
 
 from behest.v1.agent_pb2 import Agent
 from behest.v1.chat_pb2 import ResponseFormat, ResponseFormatKind, Sampling
@@ -19,11 +20,15 @@ from behest.v1.definition_pb2 import (
     RunDefinition,
     ToolScope,
 )
+from behest.v1.graph_pb2 import Termination
 from behest.v1.model_pb2 import ModelLimits, Price
 from behest.v1.run_spec_pb2 import RunSpec
 from behest.v1.tool_pb2 import Tool
 from behestd.core.limits import WAIT_SECONDS, in_force, of_child
-from behestd.core.times import duration
+from behestd.core.times import duration, duration_ns
+
+GRAPH_STEPS = 10_000
+"""The most steps of a run of a graph, where neither its agent nor its request says so: the graph bounds it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +127,25 @@ def limits_of(agent: Agent, operator: Operator, heritage: Heritage) -> Limits:
     """The limits of a run of an agent: never more levels and child runs than the run above it has."""
     limits = in_force(agent.limits, operator.limits)
     return limits if heritage.parent is None else of_child(limits, heritage.parent.limits)
+
+
+def limits_of_graph(agent: Agent, limits: Limits, end: Termination) -> Limits:
+    """The limits of a run that follows a graph: those in force for its agent, lowered to what ends the graph."""
+    lowered = Limits()
+    lowered.CopyFrom(limits)
+    if not agent.limits.HasField("max_steps"):
+        lowered.max_steps = GRAPH_STEPS
+    if end.HasField("max_total_tokens"):
+        lowered.max_total_tokens = _lower(limits, "max_total_tokens", end.max_total_tokens)
+    if end.HasField("max_cost_micro_usd"):
+        lowered.max_cost_micro_usd = _lower(limits, "max_cost_micro_usd", end.max_cost_micro_usd)
+    if end.HasField("timeout") and duration_ns(end.timeout) < duration_ns(limits.timeout):
+        lowered.timeout.CopyFrom(end.timeout)
+    return lowered
+
+
+def _lower(limits: Limits, name: Literal["max_total_tokens", "max_cost_micro_usd"], value: int) -> int:
+    return min(getattr(limits, name), value) if limits.HasField(name) else value
 
 
 def _inherited(parent: RunDefinition) -> list[PermissionScope]:

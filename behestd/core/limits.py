@@ -87,7 +87,8 @@ def _optional(message: Limits | Budgets, name: str) -> int | None:
 
 def bound(run: Run, name: str) -> int | None:
     """A limit that budgets can lower, None when there is none."""
-    return _lower(_optional(run.definition.limits, name), _optional(run.created.budgets, name))
+    limit = _optional(run.definition.limits, name)
+    return _lower(limit, _optional(run.created.budgets, name)) if run.created.HasField("budgets") else limit
 
 
 def most_of(run: Run, input_tokens: int) -> Usage:
@@ -102,8 +103,8 @@ def most_of(run: Run, input_tokens: int) -> Usage:
 def excess_of_step(run: Run, reserve: Usage) -> Excess | None:
     """The first limit that the next model call would pass, its input estimated."""
     steps = bound(run, "max_steps")
-    if steps is not None and run.step.number >= steps:
-        return Excess("RUN_STEP_LIMIT", "max_steps", steps, run.step.number + 1)
+    if steps is not None and run.steps >= steps:
+        return Excess("RUN_STEP_LIMIT", "max_steps", steps, run.steps + 1)
     return excess_of_attempt(run, reserve)
 
 
@@ -111,12 +112,14 @@ def excess_of_attempt(run: Run, reserve: Usage) -> Excess | None:
     """The first budget that one more attempt would pass; `reserve` is the most that it is known to need, priced."""
     tokens = bound(run, "max_total_tokens")
     if tokens is not None:
-        used = run.spend.input_tokens + run.spend.output_tokens + reserve.input_tokens + reserve.output_tokens
+        spent, aside = run.spend, run.aside
+        used = spent.input_tokens + spent.output_tokens + reserve.input_tokens + reserve.output_tokens
+        used += aside.input_tokens + aside.output_tokens
         if used > tokens:
             return Excess("RUN_BUDGET", "max_total_tokens", tokens, used)
     money = bound(run, "max_cost_micro_usd")
     if money is not None:
-        cost = run.spend.cost_micro_usd + reserve.cost_micro_usd
+        cost = run.spend.cost_micro_usd + run.aside.cost_micro_usd + reserve.cost_micro_usd
         if run.spend.unpriced_attempts or not reserve.HasField("cost_micro_usd"):
             return Excess("PROVIDER_PRICE_UNKNOWN", "max_cost_micro_usd", money, cost)
         if cost > money:
@@ -127,8 +130,9 @@ def excess_of_attempt(run: Run, reserve: Usage) -> Excess | None:
 def excess_of_calls(run: Run, calls: int) -> Excess | None:
     """Whether so many more tool calls pass the limit."""
     limit = bound(run, "max_tool_calls")
-    if limit is not None and run.spend.tool_calls + calls > limit:
-        return Excess("RUN_BUDGET", "max_tool_calls", limit, run.spend.tool_calls + calls)
+    used = run.spend.tool_calls + run.aside.tool_calls + calls
+    if limit is not None and used > limit:
+        return Excess("RUN_BUDGET", "max_tool_calls", limit, used)
     return None
 
 

@@ -81,8 +81,7 @@ def held(draft: Draft, signal: Held) -> None:
     """Take back an intent of which nothing left; what follows is held back by the pause, or tried again."""
     match signal.effect:
         case CallModel(step, attempt):
-            run = draft.run
-            if run.step.open is not None and (run.step.number, run.step.open.number) == (step, attempt):
+            if any((number, open_.number) == (step, attempt) for number, open_ in draft.run.attempts):
                 draft.note(models.ModelSuperseded(step=step, attempt=attempt, reason=_REASON, usage=Usage()))
         case Summarise(attempt):
             _summary_held(draft, attempt)

@@ -25,7 +25,7 @@ def is_open(call: Call) -> bool:
 
 def oldest(run: Run) -> Call | None:
     """The question that the next input answers, None when none is open."""
-    return next((call for call in run.step.calls if is_open(call)), None)
+    return next((call for call in run.calls if is_open(call)), None)
 
 
 def answer(call: Call, message: Message) -> ToolResult:

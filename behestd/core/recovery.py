@@ -18,7 +18,7 @@ from behestd.core.wanted import is_awaited
 def recover(draft: Draft) -> None:
     """Settle what a vanished owner left in flight, by class."""
     cancelling = draft.run.state == RunState.RUN_STATE_CANCELLING
-    for call in draft.run.step.calls:
+    for call in draft.run.calls:
         if call.phase is not Phase.STARTED or call.started is None or draft.run.is_ended:
             continue
         if (is_question(call) and not cancelling) or children.is_child(call):
@@ -57,19 +57,19 @@ def _redo(draft: Draft, call: Call) -> None:
 
 def drop_pure(draft: Draft) -> None:
     """Let go of calls in flight that have no effect."""
-    for call in draft.run.step.calls:
+    for call in draft.run.calls:
         if call.phase is Phase.STARTED and not is_awaited(call):
             calls.drop(draft, call)
 
 
 def awaited(run: Run) -> bool:
     """Whether a cancelled run still waits for a call."""
-    return any(is_awaited(call) for call in run.step.calls)
+    return any(is_awaited(call) for call in run.calls)
 
 
 def give_up(draft: Draft) -> list[CancelReceipt]:
     """Leave in doubt what is still in flight, and account for every call that is in doubt or was told to stop."""
-    for call in draft.run.step.calls:
+    for call in draft.run.calls:
         if is_awaited(call):
             calls.doubt(draft, call)
     acknowledged = draft.given.acknowledged
@@ -80,6 +80,6 @@ def give_up(draft: Draft) -> list[CancelReceipt]:
             acknowledged=call.call.id in acknowledged,
             in_doubt=call.in_doubt,
         )
-        for call in draft.run.step.calls
+        for call in draft.run.calls
         if call.in_doubt or call.call.id in acknowledged
     ]

@@ -15,8 +15,9 @@ from google.protobuf.message_factory import GetMessageClass
 
 from behest.v1.definition_pb2 import RunDefinition
 from behest.v1.event_pb2 import Event
+from behest.v1.node_event_pb2 import NodeStarted
 from behest.v1.run_state_pb2 import RunState, WaitReason
-from behestd.core import compaction_fold
+from behestd.core import compaction_fold, lanes, nodes
 from behestd.core.children import only_waits
 from behestd.core.doom_loop import warning
 from behestd.core.inputs import digest
@@ -87,6 +88,10 @@ TRANSITIONS: dict[Kind, dict[int, int]] = {
     "compaction_circuit_opened": _stay(_RUNNING),
     "context_compaction_requested": _stay(_RUNNING),
     "context_compaction_failed": _stay(*_WORKING),
+    "node_started": _stay(_RUNNING),
+    "node_completed": _stay(_RUNNING),
+    "node_failed": _stay(_RUNNING),
+    "node_skipped": _stay(_RUNNING),
 }
 """Which kinds are allowed in which state, and the state after. A kind without a row is unknown to this version."""
 
@@ -104,8 +109,8 @@ def start(run_id: str, created: Payload, definition: RunDefinition, now_ns: int)
     transcript = tuple(created.forked_from.messages)
     if created.input.parts:
         transcript += (created.input,)
-    life = Life(create_ns=now_ns)
-    return Run(run_id, created, definition, head=Head(sequence=1), life=life, transcript=transcript)
+    life, graph = Life(create_ns=now_ns), nodes.begin(definition, created)
+    return Run(run_id, created, definition, head=Head(sequence=1), life=life, transcript=transcript, nodes=graph)
 
 
 def evolve(run: Run, event: Event, data: bytes) -> Run:
@@ -148,7 +153,10 @@ def apply(run: Run, payload: Payload, now_ns: int) -> Run:
     state = TRANSITIONS[kind].get(run.state)
     if state is None:
         raise LogCorrupt(run.id, run.head.sequence + 1, f"{kind} in state {state_name(run.state)}")
-    run = _APPLY[kind](run, payload, now_ns)
+    if run.nodes is not None and kind in _OF_STEPS:
+        run = lanes.fold(run, payload, now_ns, _APPLY[kind])
+    else:
+        run = _APPLY[kind](run, payload, now_ns)
     head = run.head
     epoch = head.epoch + 1 if kind == "run_claimed" else head.epoch
     run = replace(run, state=state, head=Head(head.sequence + 1, epoch, head.hash, head.log_bytes))
@@ -196,8 +204,11 @@ def _waiting(run: Run, payload: Payload, now_ns: int) -> Run:
 
 
 def _resumed(run: Run, payload: Payload, now_ns: int) -> Run:
-    if payload.reason == WaitReason.WAIT_REASON_PAUSED and run.life.wait is not None and run.step.calls:
-        run = replace(run, step=_stood_still(run.step, now_ns - run.life.wait.since_ns))
+    if payload.reason == WaitReason.WAIT_REASON_PAUSED and run.life.wait is not None and run.calls:
+        waited_ns = now_ns - run.life.wait.since_ns
+        run = replace(run, step=_stood_still(run.step, waited_ns))
+        if run.nodes is not None:
+            run = replace(run, nodes=run.nodes.each_step(lambda step: _stood_still(step, waited_ns)))
     life = replace(run.life, wait=None, deadline_ns=nanoseconds(payload.deadline))
     return progressed(replace(run, life=life))
 
@@ -218,6 +229,8 @@ def _input(run: Run, payload: Payload, now_ns: int) -> Run:
         input_ids=(*run.turns.input_ids, (payload.input_id, sequence)),
         input_digests=(*run.turns.input_digests, digest(payload.message.parts)),
     )
+    if run.nodes is not None and oldest(run) is None:
+        run = replace(run, nodes=nodes.heard(run.nodes, payload.message))
     if oldest(run) is not None:
         return replace(run, turns=turns)  # It answers a question: it is that call's result, which comes next.
     return replace(run, turns=turns, step=replace(run.step, inputs=(*run.step.inputs, payload.message)))
@@ -232,7 +245,11 @@ def _deadline_exceeded(run: Run, payload: Payload, now_ns: int) -> Run:
 
 
 def _completed(run: Run, payload: Payload, now_ns: int) -> Run:
-    return replace(run, life=replace(run.life, output=payload.output))
+    run = replace(run, life=replace(run.life, output=payload.output))
+    if run.nodes is None or not payload.output.HasField("message"):
+        return run
+    transcript = (*run.transcript, *run.step.inputs, payload.output.message)
+    return replace(run, transcript=transcript, step=replace(run.step, inputs=()))
 
 
 def _failed(run: Run, payload: Payload, now_ns: int) -> Run:
@@ -256,12 +273,30 @@ def _doom_loop(run: Run, payload: Payload, now_ns: int) -> Run:
     return replace(run, turns=turns, step=replace(run.step, inputs=(*run.step.inputs, warning(payload))))
 
 
+def _of_node(fold: Callable[[nodes.Nodes, Payload, int], nodes.Nodes]) -> Callable[[Run, Payload, int], Run]:
+    """The fold of an event of a node."""
+
+    def apply(run: Run, payload: Payload, now_ns: int) -> Run:
+        if run.nodes is None:
+            raise LogCorrupt(run.id, run.head.sequence + 1, "the run has no graph")
+        steps = payload.step or run.steps if isinstance(payload, NodeStarted) else run.steps
+        try:
+            folded = fold(run.nodes, payload, now_ns)
+        except LookupError:
+            raise LogCorrupt(run.id, run.head.sequence + 1, "there is no such node, or no such visit") from None
+        return progressed(replace(run, nodes=folded, steps=steps))
+
+    return apply
+
+
 def _close(run: Run, now_ns: int) -> Run:
     """End a run: calls without a result get a synthetic one, and what was said too late joins the transcript."""
     transcript = run.transcript
     if any(call.phase is not Phase.DONE for call in run.step.calls):
         transcript = (*transcript, results(run))
     life = replace(run.life, end_ns=now_ns, wait=None, deadline_ns=0)
+    if run.nodes is not None:
+        run = replace(run, nodes=nodes.closed(run.nodes, now_ns))
     return replace(run, life=life, transcript=transcript + run.step.inputs)
 
 
@@ -284,4 +319,8 @@ _APPLY: dict[Kind, Callable[[Run, Payload, int], Run]] = {
     "child_run_started": _child_started,
     "child_run_ended": _child_ended,
     "doom_loop_detected": _doom_loop,
+    **{kind: _of_node(fold) for kind, fold in nodes.FOLDS.items()},
 }
+
+_OF_STEPS = FOLDS.keys() | {"child_run_started", "child_run_ended", "doom_loop_detected"}
+"""Kinds that a run with a graph has of each of its lanes."""

@@ -28,39 +28,37 @@ def settle(spend: Spend, usage: Usage) -> Spend:
 
 def total(spend: Spend) -> Usage:
     """The sum as the contract has it: the cost is set only when every attempt's is known."""
-    usage = Usage(
-        input_tokens=spend.input_tokens,
-        output_tokens=spend.output_tokens,
-        cached_input_tokens=spend.cached_input_tokens,
-        cache_write_tokens=spend.cache_write_tokens,
-        reasoning_tokens=spend.reasoning_tokens,
-        attempts=spend.attempts,
-    )
-    if spend.attempts and not spend.unpriced_attempts:
+    usage = Usage()
+    if not spend.attempts:
+        return usage
+    usage.input_tokens = spend.input_tokens
+    usage.output_tokens = spend.output_tokens
+    usage.cached_input_tokens = spend.cached_input_tokens
+    usage.cache_write_tokens = spend.cache_write_tokens
+    usage.reasoning_tokens = spend.reasoning_tokens
+    usage.attempts = spend.attempts
+    if not spend.unpriced_attempts:
         usage.cost_micro_usd = spend.cost_micro_usd
     return usage
 
 
 def priced(usage: Usage, price: Price | None) -> Usage:
     """One attempt's usage with its cost, rounded half up to a micro-dollar; without one when a price is missing."""
-    fresh = usage.input_tokens - usage.cached_input_tokens - usage.cache_write_tokens
-    counted = Usage(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_input_tokens=usage.cached_input_tokens,
-        cache_write_tokens=usage.cache_write_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        attempts=1,
-    )
+    sent, said = usage.input_tokens, usage.output_tokens
+    from_cache, into_cache = usage.cached_input_tokens, usage.cache_write_tokens
+    counted = Usage()
+    counted.input_tokens, counted.output_tokens = sent, said
+    counted.cached_input_tokens, counted.cache_write_tokens = from_cache, into_cache
+    counted.reasoning_tokens, counted.attempts = usage.reasoning_tokens, 1
     if price is None or not price.HasField("input_micro_usd") or not price.HasField("output_micro_usd"):
         return counted
     cached = price.cached_input_micro_usd if price.HasField("cached_input_micro_usd") else price.input_micro_usd
     written = price.cache_write_micro_usd if price.HasField("cache_write_micro_usd") else price.input_micro_usd
     millionths = (
-        max(fresh, 0) * price.input_micro_usd
-        + usage.cached_input_tokens * cached
-        + usage.cache_write_tokens * written
-        + usage.output_tokens * price.output_micro_usd
+        max(sent - from_cache - into_cache, 0) * price.input_micro_usd
+        + from_cache * cached
+        + into_cache * written
+        + said * price.output_micro_usd
     )
     counted.cost_micro_usd = (millionths + 500_000) // 1_000_000
     return counted

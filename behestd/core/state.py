@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import field
 from enum import IntEnum
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from google.rpc.status_pb2 import Status
 
@@ -21,6 +21,9 @@ from behest.v1.tool_event_pb2 import ToolStarted
 from behest.v1.tool_pb2 import Tool
 from behest.v1.usage_pb2 import Usage
 from behestd.values import dataclass
+
+if TYPE_CHECKING:
+    from behestd.core.nodes import Nodes
 
 TERMINAL = frozenset(
     {
@@ -280,15 +283,37 @@ class Run:
     spend: Spend = Spend()
     turns: Turns = Turns()
     compaction: Compaction = Compaction()
+    steps: int = 0
+    """The number of the last step that was begun."""
+    nodes: Nodes | None = None
+    """What became of the nodes of its graph. None: it is a loop of model and tools, and `step` is all that is open."""
+    visit: int = 0
+    """The visit of the node that this is a view of, see `lanes`. 0: it is the whole run."""
+    beside: tuple[Call, ...] = ()
+    """In a view, the calls of other visits that are in flight."""
+    aside: Spend = Spend()
+    """In a view by which is decided, what is set aside for the open attempts and the unsent calls of other visits."""
 
     @property
     def is_ended(self) -> bool:
         """Whether the run is in a terminal state."""
         return self.state in TERMINAL
 
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        """The calls of the open steps, steps in the order of their visits, calls as the model asked."""
+        return self.step.calls if self.nodes is None else self.nodes.calls
+
+    @property
+    def attempts(self) -> tuple[tuple[int, Attempt], ...]:
+        """The open attempts of model calls, each with the number of its step."""
+        if self.nodes is not None:
+            return self.nodes.attempts
+        return ((self.step.number, self.step.open),) if self.step.open is not None else ()
+
     def call(self, call_id: str) -> Call | None:
-        """The call of the open step with that id."""
-        return next((call for call in self.step.calls if call.call.id == call_id), None)
+        """The call of an open step with that id."""
+        return next((call for call in self.calls if call.call.id == call_id), None)
 
 
 def replace(value: _Value, **changes: object) -> _Value:
@@ -297,5 +322,5 @@ def replace(value: _Value, **changes: object) -> _Value:
     This is why the values of this module have no slots.
     """
     new = object.__new__(value.__class__)
-    object.__setattr__(new, "__dict__", value.__dict__ | changes)
+    new.__dict__ = value.__dict__ | changes
     return new

@@ -17,7 +17,7 @@ from behest.v1.tool_pb2 import Executed, SideEffect
 from behestd.core.doom_loop import fingerprint
 from behestd.core.spend import settle
 from behestd.core.state import Attempt, Call, Failure, Phase, Run, Step, replace
-from behestd.core.structured import rejection
+from behestd.core.structured import rejection, unusable
 from behestd.core.times import nanoseconds
 from behestd.core.window import is_cut
 from behestd.errors import LogCorrupt
@@ -46,6 +46,7 @@ def _context_built(run: Run, payload: Payload, now_ns: int) -> Run:
         run,
         transcript=run.transcript + run.step.inputs,
         turns=turns,
+        steps=payload.step,
         step=Step(number=payload.step, context=payload if payload.outcomes or payload.calibration_permille else None),
     )
 
@@ -99,7 +100,8 @@ def _superseded(run: Run, payload: Payload, now_ns: int) -> Run:
 
 def _answer_rejected(run: Run, payload: Payload, now_ns: int) -> Run:
     turns = replace(run.turns, malformed=run.turns.malformed + 1)
-    inputs = (*run.step.inputs, rejection(payload.problem))
+    told = unusable(payload.problem) if run.visit else rejection(payload.problem)
+    inputs = (*run.step.inputs, told)
     return replace(run, turns=turns, step=replace(run.step, is_malformed=True, inputs=inputs))
 
 
@@ -120,8 +122,12 @@ def results(run: Run) -> Message:
 
 
 def message_id(run: Run, index: int) -> str:
-    """The id of a message that the daemon makes: the same whoever folds the log."""
-    return "msg_" + sha256(f"{run.created.namespace}\0{run.id}\0{index}".encode()).hexdigest()[:32]
+    """The id of a message that the daemon makes: the same whoever folds the log.
+
+    In a view of a visit it goes by the step, of which there is one answer and one message of results.
+    """
+    place = f"{run.visit}\0{run.step.number}\0{run.step.answered}" if run.visit else str(index)
+    return "msg_" + sha256(f"{run.created.namespace}\0{run.id}\0{place}".encode()).hexdigest()[:32]
 
 
 def not_executed(call: Call) -> ToolResult:

@@ -35,7 +35,7 @@ def has_form(answer: ResponseFormat) -> bool:
 
 def instructions(definition: RunDefinition, endpoint: str) -> str:
     """The system text of a call: the definition's, and the form of the answer where the model is told it so."""
-    if endpoint not in definition.emulating_models:
+    if endpoint not in definition.emulating_models or not has_form(definition.response_format):
         return definition.instructions
     form = _told(definition.response_format)
     return f"{definition.instructions}\n\n{form}" if definition.instructions else form
@@ -95,6 +95,12 @@ def problem(answer: ResponseFormat, text: str, finish_reason: int, validate: Val
 def result(answer: ResponseFormat, text: str, finish_reason: int) -> str:
     """The answer as JSON; empty when it has no form."""
     return mended(text) if has_form(answer) and finish_reason not in _WITHHELD else ""
+
+
+def unusable(found: str) -> Message:
+    """What the model of a node is told of a reply that its node cannot take, whatever its form."""
+    text = f"Your reply cannot be taken: {found}\nReply again."
+    return Message(role=Role.ROLE_USER, parts=[Part(text=TextPart(text=text))])
 
 
 def rejection(found: str) -> Message:

@@ -105,6 +105,18 @@ def _next(draft: Draft, failures: tuple[Failure, ...]) -> route.Next:
     return route.next_attempt(_policy(run, given), failures, given.health, given.now_ns, given.random)
 
 
+def due_ns(draft: Draft) -> int:
+    """When the next attempt of a conversation that rests for its model is to be made; 0: not by time alone."""
+    run, step = draft.run, draft.run.step
+    failures = () if step.number == 0 or step.answered else step.failures
+    chosen = _next(draft, failures)
+    if isinstance(chosen, route.WaitUntil):
+        return chosen.due_ns
+    pauses = draft.given.pauses
+    is_paused = isinstance(chosen, route.Try) and pauses and pauses.of_run_model(run, chosen.endpoint)
+    return failures[-1].due_ns if failures and not is_paused else 0
+
+
 def _wait_for_model(draft: Draft, wait: route.WaitUntil) -> None:
     """Wait, but for models that are left alone no longer than a run may wait for anything."""
     run, since_ns = draft.run, draft.run.life.backoff_since_ns
@@ -162,8 +174,8 @@ def _too_long(draft: Draft, tokens: int, endpoint: str) -> None:
 
 
 def awaits(run: Run) -> bool:
-    """Whether the next step, which is due, needs what context sources are asked for."""
-    if not run.definition.sources or not any(map(is_asked, run.definition.sources)):
+    """Whether the next step, which is due, needs what context sources are asked for. Those of nodes need none."""
+    if not run.definition.sources or run.visit or not any(map(is_asked, run.definition.sources)):
         return False
     step = run.step
     if step.open is not None or run.compaction.open is not None:
@@ -273,7 +285,7 @@ def _detect_doom_loop(draft: Draft) -> None:
         return
     warns = policy.action == DoomLoopAction.DOOM_LOOP_ACTION_WARN or run.turns.doom_loops < policy.warnings
     cycle = _names_counted(run)[-length:]
-    draft.note(events.DoomLoopDetected(cycle=cycle, repeats=policy.repeats, stopped=not warns))
+    draft.note(events.DoomLoopDetected(cycle=cycle, repeats=policy.repeats, stopped=not warns, visit=run.visit))
     if not warns:
         text = f"the model made the same calls ({', '.join(cycle)}) {policy.repeats} times"
         error = failure_status("RUN_DOOM_LOOP", text, cycle=",".join(cycle), repeats=policy.repeats)
@@ -296,23 +308,21 @@ def price_of(run: Run, endpoint: str) -> Price | None:
     for model, price in zip(run.definition.models, run.definition.prices, strict=False):
         if model == endpoint:
             return price
-    return None
+    return next((model.price for model in run.definition.node_models if model.endpoint == endpoint), None)
 
 
 def supersede(draft: Draft, *, is_crash: bool) -> None:
-    """Void the open attempt, if there is one: it is lost, or no longer wanted."""
+    """Void what is open of model attempts: they are lost, or no longer wanted."""
     run = draft.run
-    attempt = run.step.open
     reason = SupersedeReason.SUPERSEDE_REASON_RELEASE
     if is_crash:
         reason = SupersedeReason.SUPERSEDE_REASON_CRASH
     elif run.life.cancel is not None:
         reason = SupersedeReason.SUPERSEDE_REASON_CANCEL
     compaction_turn.supersede(draft, reason)
-    if attempt is None:
-        return
-    usage = priced(Usage(input_tokens=attempt.reserve.input_tokens), price_of(run, attempt.endpoint))
-    draft.note(models.ModelSuperseded(step=run.step.number, attempt=attempt.number, reason=reason, usage=usage))
+    for step, attempt in run.attempts:
+        usage = priced(Usage(input_tokens=attempt.reserve.input_tokens), price_of(run, attempt.endpoint))
+        draft.note(models.ModelSuperseded(step=step, attempt=attempt.number, reason=reason, usage=usage))
 
 
 def conclude(draft: Draft) -> None:

@@ -66,7 +66,7 @@ def _check_edited(draft: Draft, tool: Tool, arguments_json: str) -> None:
 
 def expire_approvals(draft: Draft) -> None:
     """Refuse the calls whose approval nobody gave in time."""
-    for call in draft.run.step.calls:
+    for call in draft.run.calls:
         if call.phase is Phase.ASKED and call.due_ns <= draft.given.now_ns and not draft.run.is_ended:
             expired = Decision(call.call.id, ApprovalDecision.APPROVAL_DECISION_EXPIRED, "", "nobody answered in time")
             decided(draft, expired)

@@ -68,7 +68,11 @@ def has_room(run: Run, call: Call) -> bool:
         return True
     if children.is_child(call) and not children.has_room(run):
         return False
-    busy = [other for other in run.step.calls if other.phase in (Phase.STARTED, Phase.ASKING) and not is_open(other)]
+    busy = [
+        other
+        for other in run.step.calls + run.beside
+        if other.phase in (Phase.STARTED, Phase.ASKING) and not is_open(other)
+    ]
     if len(busy) >= run.definition.limits.max_parallel_tool_calls:
         return False
     return not busy or not any(_is_exclusive(one) for one in (call, *busy))

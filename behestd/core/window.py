@@ -117,7 +117,8 @@ def compose(run: Run, history: Sequence[Message], endpoint: str, gathered: Gathe
 def built(run: Run, window: Window, given: Gathered) -> ContextBuilt:
     """The event with which a step begins."""
     return ContextBuilt(
-        step=run.step.number + 1,
+        step=run.steps + 1,
+        visit=run.visit,
         messages=len(window.chat.messages),
         tokens_by_source=window.tokens_by_source,
         trimmed_messages=window.trimmed_messages,
@@ -131,13 +132,9 @@ def built(run: Run, window: Window, given: Gathered) -> ContextBuilt:
 def _call(run: Run, endpoint: str, messages: Sequence[Message]) -> Chat:
     """The call with these messages."""
     definition = run.definition
-    chat = Chat(
-        model=endpoint,
-        messages=messages,
-        tools=definition.tools,
-        provider_options_json=definition.provider_options_json,
-        run_id=run.id,
-    )
+    chat = Chat(model=endpoint, messages=messages, tools=definition.tools or None, run_id=run.id)
+    if definition.provider_options_json:
+        chat.provider_options_json = definition.provider_options_json
     if definition.HasField("tool_choice"):
         chat.tool_choice.CopyFrom(definition.tool_choice)
     if definition.HasField("sampling"):

@@ -6,11 +6,15 @@ written in the append's own transaction, and is what lists and audits read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 
 from behest.v1.approval_event_pb2 import ApprovalDecided, ApprovalDecision, ApprovalRequested
 from behest.v1.approval_pb2 import Approval, ApprovalState
-from behest.v1.message_pb2 import ToolCall
+from behest.v1.message_pb2 import Message, ToolCall
+from behest.v1.model_event_pb2 import ModelCompleted
+from behest.v1.node_event_pb2 import NodeStarted
+from behestd.core.lanes import lane_of_call
 from behestd.core.run import Payload
 from behestd.core.state import Phase, Run
 from behestd.core.times import timestamp
@@ -21,29 +25,31 @@ def fold(before: Run | None, after: Run, payloads: Sequence[Payload], now_ns: in
     changed: dict[str, Approval] = {}
     for payload in payloads:
         if isinstance(payload, ApprovalRequested):
-            changed[payload.call_id] = _requested(after, payload, now_ns)
+            call = _call(before, payloads, payload.call_id)
+            changed[payload.call_id] = _requested(after, call, payload, now_ns)
         elif isinstance(payload, ApprovalDecided):
-            record = changed.get(payload.call_id) or _pending(before, after)[payload.call_id]
+            record = changed.get(payload.call_id) or _pending(before)[payload.call_id]
             changed[payload.call_id] = _decided(record, payload, now_ns)
-    if after.is_ended:
-        for call_id, record in {**_pending(before, after), **changed}.items():
-            if record.state == ApprovalState.APPROVAL_STATE_PENDING:
+    if after.is_ended or after.nodes is not None:
+        for call_id, record in {**_pending(before), **changed}.items():
+            is_left = after.is_ended or after.call(call_id) is None
+            if is_left and record.state == ApprovalState.APPROVAL_STATE_PENDING:
                 changed[call_id] = _end(record, ApprovalState.APPROVAL_STATE_CANCELLED, now_ns)
     return list(changed.values())
 
 
-def _pending(before: Run | None, after: Run) -> dict[str, Approval]:
+def _pending(before: Run | None) -> dict[str, Approval]:
     """The records of the requests that were open before a commit."""
-    calls = before.step.calls if before is not None else ()
+    if before is None:
+        return {}
     return {
-        call.call.id: _requested(after, call.asked, call.asked_ns)
-        for call in calls
+        call.call.id: _requested(before, _call(before, (), call.call.id), call.asked, call.asked_ns)
+        for call in before.calls
         if call.phase is Phase.ASKED and call.asked is not None
     }
 
 
-def _requested(run: Run, asked: ApprovalRequested, asked_ns: int) -> Approval:
-    call = _call(run, asked.call_id)
+def _requested(run: Run, call: ToolCall, asked: ApprovalRequested, asked_ns: int) -> Approval:
     tool = next(tool for tool in run.definition.tools if tool.name == call.name)
     return Approval(
         call_id=asked.call_id,
@@ -61,14 +67,30 @@ def _requested(run: Run, asked: ApprovalRequested, asked_ns: int) -> Approval:
     )
 
 
-def _call(run: Run, call_id: str) -> ToolCall:
-    """The call as the model asked for it."""
-    return next(
-        part.tool_call
-        for message in reversed(run.transcript)
-        for part in message.parts
-        if part.WhichOneof("kind") == "tool_call" and part.tool_call.id == call_id
-    )
+def _call(run: Run | None, payloads: Sequence[Payload], call_id: str) -> ToolCall:
+    """An open call as it was asked for, by the model or by a node, in what is committed or before that."""
+    asked = chain(_asked_now(payloads), _asked_before(run, call_id) if run is not None else ())
+    return next(call for call in asked if call.id == call_id)
+
+
+def _asked_now(payloads: Sequence[Payload]) -> Iterator[ToolCall]:
+    for payload in payloads:
+        if isinstance(payload, ModelCompleted):
+            yield from _calls(payload.message)
+        elif isinstance(payload, NodeStarted):
+            yield payload.call
+
+
+def _asked_before(run: Run, call_id: str) -> Iterator[ToolCall]:
+    lane = lane_of_call(run, call_id)
+    if lane is not None and run.nodes is not None:
+        yield run.nodes.visit(lane.visit).started.call
+    for message in reversed(run.transcript if lane is None else lane.transcript):
+        yield from _calls(message)
+
+
+def _calls(message: Message) -> Iterator[ToolCall]:
+    return (part.tool_call for part in message.parts if part.HasField("tool_call"))
 
 
 def _decided(record: Approval, payload: ApprovalDecided, now_ns: int) -> Approval:

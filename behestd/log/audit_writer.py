@@ -18,7 +18,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -28,6 +27,7 @@ from behestd.errors import BehestError, StorageFailed, StorageFull
 from behestd.log import audit
 from behestd.log.audit import DIRECTORY, HEAD, OPENED, Broken, Head, Row, line_of
 from behestd.log.directory import Directory
+from behestd.values import dataclass
 
 logger = structlog.get_logger(__name__)
 

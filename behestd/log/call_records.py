@@ -9,6 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from behest.v1.approval_event_pb2 import ApprovalDecided, ApprovalDecision, ApprovalRequested
 from behest.v1.message_pb2 import ToolCall, ToolResult
 from behest.v1.model_event_pb2 import ModelCompleted
+from behest.v1.node_event_pb2 import NodeStarted
 from behest.v1.run_event_pb2 import RunClaimed
 from behest.v1.tool_call_pb2 import ToolCallAttempt, ToolCallRecord, ToolCallState
 from behest.v1.tool_event_pb2 import (
@@ -39,6 +40,7 @@ OF_CALLS = frozenset(
         ApprovalDecided,
     }
 )
+_ASKS = frozenset({ModelCompleted, NodeStarted})
 _ENDS_BY_REASON = {
     "TOOL_TIMEOUT": ToolCallState.TOOL_CALL_STATE_TIMED_OUT,
     "TOOL_CANCELLED": ToolCallState.TOOL_CALL_STATE_CANCELLED,
@@ -54,30 +56,42 @@ def fold(
     for payload in payloads:
         if isinstance(payload, RunClaimed):
             epoch += 1
-        elif isinstance(payload, ModelCompleted):
+        elif type(payload) in _ASKS:
             for record in _asked(after, payload, now_ns):
                 changed[record.id] = record
         elif type(payload) in OF_CALLS:
             old = changed.get(payload.call_id) or records.get(payload.call_id)
             if old is not None:
                 changed[old.id] = _fold_one(old, payload, epoch, now_ns)
-    if after.is_ended and (records or changed):
-        for call_id, old in {**records, **changed}.items():
-            if not old.HasField("end_time"):
-                changed[call_id] = _closed(old, now_ns)
+    if after.is_ended or after.nodes is not None:
+        for call_id in _left(after, {**records, **changed}):
+            changed[call_id] = _closed(changed.get(call_id) or records[call_id], now_ns)
     records.update(changed)
     return list(changed.values())
 
 
-def _asked(run: Run, payload: ModelCompleted, now_ns: int) -> Iterable[ToolCallRecord]:
-    asked = [part.tool_call for part in payload.message.parts if part.HasField("tool_call")]
-    tools = {tool.name: tool for tool in run.definition.tools} if asked else {}
-    for index, call in enumerate(asked):
+def _left(run: Run, records: dict[str, ToolCallRecord]) -> list[str]:
+    """The calls that have no end, and that their run or the node that asked for them has ended without."""
+    at_work = {call.call.id for call in run.calls} if not run.is_ended else ()
+    return [
+        call_id for call_id, record in records.items() if call_id not in at_work and not record.HasField("end_time")
+    ]
+
+
+def _asked(run: Run, payload: ModelCompleted | NodeStarted, now_ns: int) -> Iterable[ToolCallRecord]:
+    message_id = ""
+    if isinstance(payload, ModelCompleted):
+        calls = [part.tool_call for part in payload.message.parts if part.HasField("tool_call")]
+        message_id = payload.message.id
+    else:
+        calls = [payload.call] if payload.HasField("call") else []
+    tools = {tool.name: tool for tool in run.definition.tools} if calls else {}
+    for index, call in enumerate(calls):
         record = ToolCallRecord(
             id=call.id,
             run_id=run.id,
             session_id=run.created.session_id,
-            message_id=payload.message.id,
+            message_id=message_id,
             step=payload.step,
             index=index,
             tool_name=call.name,
@@ -177,7 +191,7 @@ def _end(record: ToolCallRecord, state: ToolCallState.ValueType, executed: Execu
 
 
 def _closed(old: ToolCallRecord, now_ns: int) -> ToolCallRecord:
-    """A call that its run ended without."""
+    """A call that its run, or the node that asked for it, ended without."""
     record = ToolCallRecord()
     record.CopyFrom(old)
     if old.state in (ToolCallState.TOOL_CALL_STATE_RUNNING, ToolCallState.TOOL_CALL_STATE_OUTCOME_UNKNOWN):

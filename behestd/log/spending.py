@@ -42,16 +42,16 @@ def spent(before: Run | None, after: Run, payloads: Sequence[Payload], now_ns: i
 
 def _rows(before: Run | None, after: Run, payloads: Sequence[Payload], now_ns: int) -> tuple[Spent, ...]:
     place = (after.created.namespace, now_ns, charged_session(after), after.id, after.definition.agent_id)
-    attempt = before.step.open if before is not None else None
-    model = attempt.endpoint if attempt is not None else ""
+    models = {step: attempt.endpoint for step, attempt in before.attempts} if before is not None else {}
     rows: list[Spent] = []
     for payload in payloads:
         kind = type(payload)
         if kind is ModelRequested:
-            model = payload.endpoint
+            models[payload.step] = payload.endpoint
         purpose = ENDS.get(kind)
         if purpose is None or not payload.usage.attempts:
             continue
+        model = models.get(payload.step, "")
         if kind is ModelSuperseded:
             rows.append(row_of(place, model, purpose, payload.usage, is_estimated=True))
         else:

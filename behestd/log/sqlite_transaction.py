@@ -88,6 +88,8 @@ _REQUESTS = _Table("INSERT INTO requests (namespace, request_id, target, digest)
 _DEFINITIONS = _Table("INSERT OR IGNORE INTO definitions (hash, body)", 2)
 _USAGE = _Table(f"INSERT INTO usage ({', '.join(Spent._fields)}, run)", len(Spent._fields) + 1)
 _ROWS_A_STATEMENT = 256
+_REMEMBERED = 10_000
+"""Definitions, and heads of runs, of which is known that they are stored."""
 
 
 @dataclass(slots=True)
@@ -117,6 +119,8 @@ class Transactions:
         # A definition known to be stored need not be offered again.
         self._known: set[bytes] = set()
         self._offered: dict[bytes, bytes] = {}
+        self._heads: dict[tuple[str, str], Head] = {}
+        """Of runs that have not ended: nobody else writes, so what was written last need not be looked up."""
         self.has_written = False
         """Whether the batch wrote anything."""
 
@@ -144,13 +148,16 @@ class Transactions:
 
     def keep(self) -> None:
         """Take note that the transaction was committed."""
-        if len(self._known) > 10_000:
+        if len(self._known) > _REMEMBERED:
             self._known.clear()
+        if len(self._heads) > _REMEMBERED:
+            self._heads.clear()
         self._known.update(self._offered)
 
     def undo(self) -> None:
         """Take note that the transaction was rolled back."""
         self._position, self._run_key = self._before
+        self._heads.clear()
 
     # --- appends and changes ---
 
@@ -185,7 +192,13 @@ class Transactions:
 
     def _collect(self, item: Append | Import, facts: Facts, position: int, pending: _Pending) -> None:
         row = item.row
-        key = facts.heads[row.namespace, row.run_id].key
+        run = (row.namespace, row.run_id)
+        head = facts.heads[run]
+        key = head.key
+        if head.is_ended:
+            self._heads.pop(run, None)
+        else:
+            self._heads[run] = head
         if isinstance(item, Append):
             chunk = item.chunk
             pending.chunks.append((position, key, chunk.first_sequence, chunk.last_sequence, chunk.data))
@@ -210,6 +223,9 @@ class Transactions:
     def _facts(self, items: Sequence[Append | Change | Import]) -> Facts:
         facts = Facts(self._position, self._run_key)
         heads, gates, requests, records = _asked(items)
+        for run in heads & self._heads.keys():
+            facts.heads[run] = self._heads[run]
+        heads -= facts.heads.keys()
         if not (heads or gates or requests or records):
             return facts
         found = self._connection.execute(
@@ -255,6 +271,7 @@ class Transactions:
     # --- deletions, rare ---
 
     def _delete(self, item: DeleteRun | DeleteSession | Purge) -> Outcome:
+        self._heads.clear()
         if isinstance(item, Purge):
             deleted = sqlite_deletion.purge(self._connection, item)
             self.has_written |= deleted > 0

@@ -17,7 +17,7 @@ from behestd.core.report import report
 from behestd.core.run import Payload
 from behestd.core.state import Run
 from behestd.core.step import message_id
-from behestd.core.times import nanoseconds, timestamp
+from behestd.core.times import SECOND, nanoseconds, timestamp
 from behestd.log import approval_records, call_records
 from behestd.log.store import Entry, RunRow
 
@@ -76,12 +76,13 @@ def entries(
     """The entries that a commit writes, and the records of the calls that are open after it."""
     rows = [_message(after, index, now_ns) for index in _new_messages(before, after)]
     records = dict(calls)
-    if calls or after.step.calls or any(type(payload) in call_records.OF_CALLS for payload in payloads):
+    has_calls = calls or after.step.calls or after.nodes is not None
+    if has_calls or any(type(payload) in call_records.OF_CALLS for payload in payloads):
         rows += [_call(after, record) for record in call_records.fold(records, before, after, payloads, now_ns)]
         rows += [approval_entry(record) for record in approval_records.fold(before, after, payloads, now_ns)]
     if before is not None and after.compaction.summary is not before.compaction.summary:
         rows += _summaries(after, payloads, now_ns)
-    kept = {call.call.id for call in after.step.calls}
+    kept = {call.call.id for call in after.calls}
     return tuple(rows), {call_id: record for call_id, record in records.items() if call_id in kept}
 
 
@@ -103,7 +104,7 @@ def _message(run: Run, index: int, now_ns: int) -> Entry:
     message.CopyFrom(said)
     message.id = said.id or message_id(run, index)
     message.run_id = run.id
-    message.create_time.CopyFrom(timestamp(now_ns))
+    message.create_time.seconds, message.create_time.nanos = divmod(now_ns, SECOND)
     place = position(run.life.session_index, index)
     return Entry(MESSAGE, message.id, run.created.session_id, run.id, place, message.SerializeToString())
 

@@ -18,7 +18,7 @@ MAX_WORDS = 100_000
 MAX_DELAY_MS = 600_000
 _NAMES = (
     "say", "words", "delay", "tool", "next", "repeat", "fail", "stall", "cut", "finish", "usage", "garbage",
-    "reasoning", "json", "dump", "recall",
+    "reasoning", "json", "dump", "recall", "begin", "end",
 )  # fmt: skip
 _DIRECTIVE = re.compile(rf"(?:^|(?<=\s))/({'|'.join(_NAMES)})(?=\s|$)")
 _SPACE = re.compile(r"\s+")
@@ -118,9 +118,9 @@ class Recall:
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Stands between turns, or for the wish to repeat the last one."""
+    """Stands between turns (`next`), for the wish to repeat the last one, or where the script begins or ends."""
 
-    is_repeat: bool
+    name: str
 
 
 Directive = Say | Words | Reason | Invoke | Delay | Fail | Stall | Cut | Finish | Charge | Dump | Recall | Mark
@@ -133,6 +133,8 @@ class Script:
     turns: tuple[tuple[Directive, ...], ...]
     repeats: bool = False
     """Whether the last turn is answered again and again."""
+    is_plain: bool = True
+    """Whether there is no directive in it."""
 
     def turn(self, number: int) -> tuple[Directive, ...] | None:
         """Return the directives of a turn, counted from 0; None when the script is over."""
@@ -145,22 +147,28 @@ def parse(text: str) -> Script:
     """Read a script. Neighbouring lines of plain text are one text."""
     turns: list[list[Directive]] = [[]]
     plain: list[str] = []
-    repeats = False
+    repeats, is_plain = False, True
     for line in text.split("\n"):
         directives = _parse_line(line) if "/" in line else None
         if directives is None:
             plain.append(line)
             continue
+        is_plain = False
         _echo(plain, turns[-1])
         for directive in directives:
-            if not isinstance(directive, Mark):
-                turns[-1].append(directive)
-            elif directive.is_repeat:
-                repeats = True
-            else:
-                turns.append([])
+            match directive:
+                case Mark("next"):
+                    turns.append([])
+                case Mark("repeat"):
+                    repeats = True
+                case Mark("begin"):
+                    turns, repeats = [[]], False
+                case Mark("end"):
+                    return Script(tuple(map(tuple, turns)), repeats, is_plain)
+                case _:
+                    turns[-1].append(directive)
     _echo(plain, turns[-1])
-    return Script(tuple(map(tuple, turns)), repeats)
+    return Script(tuple(map(tuple, turns)), repeats, is_plain)
 
 
 def _echo(plain: list[str], turn: list[Directive]) -> None:
@@ -303,6 +311,5 @@ _MAKERS: dict[str, Callable[[str], Directive]] = {
     "garbage": _garbage,
     "dump": _bare(Dump()),
     "recall": _recall,
-    "next": _bare(Mark(is_repeat=False)),
-    "repeat": _bare(Mark(is_repeat=True)),
+    **{name: _bare(Mark(name)) for name in ("next", "repeat", "begin", "end")},
 }

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from behest.v1.chat_pb2 import FinishReason
-from behest.v1.chat_service_pb2 import Chat, ChatDelta, ChatEnd, ToolCallDelta
+from behest.v1.chat_service_pb2 import Chat, ChatDelta, ToolCallDelta
 from behest.v1.message_pb2 import Message, Part, ReasoningPart, Role, TextPart, ToolCall
 from behest.v1.usage_pb2 import Usage, UsageSource
 from behestd.core.estimate import estimate_chat, estimate_text
@@ -70,14 +70,16 @@ class Answer:
             if any(part.kind == "tool_call" for part in self._parts)
             else FinishReason.FINISH_REASON_STOP
         )
-        end = ChatEnd(
-            message=Message(role=Role.ROLE_ASSISTANT, parts=parts),
-            finish_reason=finish,
-            usage=self._usage(),
-            usage_source=UsageSource.USAGE_SOURCE_REPORTED,
-            model=self._chat.model,
-        )
-        return Frame(deltas=self.pending, end=end)
+        frame = Frame(deltas=self.pending)
+        # Built in its place: what is nested is copied once for each level.
+        end = frame.end
+        end.message.role = Role.ROLE_ASSISTANT
+        end.message.parts.extend(parts)
+        end.finish_reason = finish
+        end.usage.CopyFrom(self._usage())
+        end.usage_source = UsageSource.USAGE_SOURCE_REPORTED
+        end.model = self._chat.model
+        return frame
 
     def pieces(self, directive: Directive) -> Iterator[ChatDelta]:
         """Yield what a directive adds to the answer; nothing once the answer is full."""

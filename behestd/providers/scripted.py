@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import AsyncGenerator, Sequence
 from hashlib import blake2b
 
+from behest.v1.chat_pb2 import ResponseFormatKind, ToolChoiceMode
 from behest.v1.chat_service_pb2 import Chat
 from behest.v1.embedding_service_pb2 import Embedding, EmbedRequest, EmbedResponse
 from behest.v1.message_pb2 import Role
@@ -22,8 +23,9 @@ from behestd.core.estimate import estimate_chat, estimate_text
 from behestd.core.window import CONTINUE
 from behestd.providers.failure import ProviderFailure
 from behestd.providers.provider import Frame
-from behestd.providers.script import Cut, Delay, Directive, Fail, Say, Script, Stall, parse
+from behestd.providers.script import Cut, Delay, Directive, Fail, Invoke, Say, Script, Stall, parse
 from behestd.providers.script_answer import Answer, results, said
+from behestd.providers.script_schema import instance
 
 ID = "scripted"
 DIMENSIONS = 64
@@ -103,8 +105,7 @@ class Scripted:
         """Answer by the script in the last input. Everything that is there without waiting goes into one frame."""
         self._check_size(chat)
         script, number = _script(chat)
-        turn = script.turn(number)
-        answer = Answer(chat, (Say(results(chat)),) if turn is None else turn)
+        answer = Answer(chat, _turn(script, number, chat))
         cut_after = self._cut_after(answer.turn, chat, number)
         delay_seconds, pieces = 0.0, 0
         for index, directive in enumerate(answer.turn):
@@ -190,6 +191,29 @@ def _script(chat: Chat) -> tuple[Script, int]:
                     return script, answers
                 found = found or (script, answers)
     return found or (Script(((),)), 0)
+
+
+def _turn(script: Script, number: int, chat: Chat) -> tuple[Directive, ...]:
+    """What is due: by the script, by what the call asks for, or the results of calls when the script is over."""
+    turn = script.turn(number)
+    if script.is_plain:
+        turn = _asked_for(chat) or turn
+    return (Say(results(chat)),) if turn is None else turn
+
+
+def _asked_for(chat: Chat) -> tuple[Directive, ...] | None:
+    """What a call asks for that brings no script: a call of a tool, or an answer in a form. None: nothing."""
+    must_call = chat.tool_choice.mode in (
+        ToolChoiceMode.TOOL_CHOICE_MODE_REQUIRED,
+        ToolChoiceMode.TOOL_CHOICE_MODE_TOOL,
+    )
+    if must_call and chat.tools:
+        named = [tool for tool in chat.tools if tool.name == chat.tool_choice.tool_name]
+        tool = (named or list(chat.tools))[0]
+        return (Invoke(tool.name, instance(tool.input_schema_json)),)
+    if chat.response_format.kind == ResponseFormatKind.RESPONSE_FORMAT_KIND_JSON_SCHEMA:
+        return (Say(instance(chat.response_format.schema_json)),)
+    return None
 
 
 def vector(text: str, dimensions: int) -> list[float]:

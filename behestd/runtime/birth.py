@@ -22,6 +22,7 @@ from behestd.runtime.commit import Before, Extras, prepare
 from behestd.runtime.driver import Birth
 from behestd.runtime.house import House
 from behestd.runtime.orders import Pinned
+from behestd.runtime.task_order import task_of
 from behestd.telemetry import w3c
 from behestd.values import dataclass
 
@@ -120,6 +121,7 @@ def _created(order: Order, house: House) -> RunCreated:
         queue_timeout=duration(house.limits.queue_seconds),
         cancel_on_disconnect=spec.cancel_on_disconnect,
         traceparent=order.traceparent,
+        task=task_of(spec) if order.pinned.definition.HasField("graph") else None,
     )
 
 

@@ -17,10 +17,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from behest.v1.context_event_pb2 import ContextCompactionRequested
-from behest.v1.model_event_pb2 import ModelRequested
+from behest.v1.model_event_pb2 import ModelCompleted, ModelFailed, ModelRequested, ModelSuperseded
 from behest.v1.session_pb2 import Session
 from behest.v1.usage_pb2 import Usage
-from behestd.core.decide import decide
 from behestd.core.limits import Excess
 from behestd.core.run import Payload
 from behestd.core.signals import Given, Signal
@@ -31,11 +30,13 @@ from behestd.log.store import SESSION_KIND, Store
 from behestd.log.usage import Sums, UsageQuery
 from behestd.runtime.budget_account import NOTHING, PRICE_UNKNOWN, Account, Amount, Rule, amount_of
 from behestd.runtime.clock import Clock
+from behestd.runtime.kinds import decide
 
 SESSIONS = 10_000
 """Sessions whose sums are remembered while nothing of them goes on."""
 INTENTS = frozenset({ModelRequested, ContextCompactionRequested})
 """The beginnings of attempts, which tell what is set aside."""
+_OF_STEPS = frozenset({ModelRequested, ModelCompleted, ModelFailed, ModelSuperseded})
 
 Key = tuple[str, str]
 
@@ -62,40 +63,48 @@ class _Holding:
     """What one run holds of the accounts that it is charged to; `pending` is settled and not committed yet."""
 
     accounts: tuple[Account, ...]
-    reserved: Amount = NOTHING
-    kept: Amount = NOTHING
-    """What was reserved at the last commit."""
+    held: Mapping[int, Amount] = field(default_factory=dict)
+    """What is set aside for each call that goes on, by `_call_of`. Replaced as a whole, never changed."""
+    kept: Mapping[int, Amount] = field(default_factory=dict)
+    """What was held at the last commit."""
     pending: Amount = NOTHING
+
+    @property
+    def reserved(self) -> Amount:
+        """What is set aside in all."""
+        return _sum(self.held)
 
     def excess(self, payloads: Sequence[Payload]) -> Excess | None:
         """The first limit that a call among the payloads would pass, with what ends among them."""
-        used, held = NOTHING, self.reserved
+        used, aside, held = NOTHING, NOTHING, dict(self.held)  # What it holds already is in the accounts.
         for payload in payloads:
             if type(payload) in ENDS:
-                used, held = used.plus(amount_of(payload.usage)), NOTHING
+                used, aside = used.plus(amount_of(payload.usage)), aside.minus(held.pop(_call_of(payload), NOTHING))
             elif type(payload) in INTENTS:
-                aside = held.minus(self.reserved)  # What it holds already is in the accounts.
                 for account in self.accounts:
                     excess = account.excess(used, aside, payload.reserve)
                     if excess is not None:
                         return excess
-                held = held.plus(amount_of(payload.reserve))
+                held[_call_of(payload)] = amount = amount_of(payload.reserve)
+                aside = aside.plus(amount)
         return None
 
     def follow(self, payload: Payload) -> None:
-        """Set aside what a call may need that begins, and settle one that ends: a run has one at a time."""
+        """Set aside what a call may need that begins, and settle one that ends."""
         if type(payload) in INTENTS:
-            self.change(NOTHING, amount_of(payload.reserve))
+            self.change(NOTHING, {**self.held, _call_of(payload): amount_of(payload.reserve)})
         elif type(payload) in ENDS:
-            self.change(amount_of(payload.usage), NOTHING.minus(self.reserved))
+            ended = _call_of(payload)
+            self.change(amount_of(payload.usage), {call: held for call, held in self.held.items() if call != ended})
 
-    def change(self, used: Amount, reserved: Amount) -> None:
-        """Charge the accounts."""
+    def change(self, used: Amount, held: Mapping[int, Amount]) -> None:
+        """Charge the accounts with what was used, and with what is set aside from here on."""
+        more = _sum(held).minus(self.reserved)
         for account in self.accounts:
             account.used = account.used.plus(used)
-            account.reserved = account.reserved.plus(reserved)
+            account.reserved = account.reserved.plus(more)
         self.pending = self.pending.plus(used)
-        self.reserved = self.reserved.plus(reserved)
+        self.held = held
 
     def join(self, accounts: tuple[Account, ...]) -> None:
         """Charge these accounts too from here on, those that are new with what is held already."""
@@ -104,6 +113,18 @@ class _Holding:
                 account.used = account.used.plus(self.pending)
                 account.reserved = account.reserved.plus(self.reserved)
                 self.accounts = (*self.accounts, account)
+
+
+def _sum(held: Mapping[int, Amount]) -> Amount:
+    total = NOTHING
+    for amount in held.values():
+        total = total.plus(amount)
+    return total
+
+
+def _call_of(payload: Payload) -> int:
+    """The number of a call among those of its run that go on: the step of a model call, 0 for a summary."""
+    return payload.step if type(payload) in _OF_STEPS else 0
 
 
 def refused(excess: Excess, model: str) -> BehestError:
@@ -196,15 +217,15 @@ class Ledger:
         holding = self._holdings.get(key)
         if holding is None:
             return
-        holding.kept, holding.pending = holding.reserved, NOTHING
-        if holding.reserved == NOTHING:
+        holding.kept, holding.pending = holding.held, NOTHING
+        if not holding.held:
             del self._holdings[key]
 
     def undo(self, run: Run) -> None:
         """Take back what was decided about a run since the last commit."""
         holding = self._holdings.get((run.created.namespace, run.id))
         if holding is not None:
-            holding.change(NOTHING.minus(holding.pending), holding.kept.minus(holding.reserved))
+            holding.change(NOTHING.minus(holding.pending), holding.kept)
 
     def enter(self, run: Run) -> None:
         """Take note that a run goes on here: what is set aside for it counts, and its session stays in memory."""
@@ -224,13 +245,13 @@ class Ledger:
         self.undo(run)
         holding = self._holdings.pop((run.created.namespace, run.id), None)
         if holding is not None:
-            holding.change(NOTHING, NOTHING.minus(holding.reserved))
+            holding.change(NOTHING, {})
         account = self._sessions.get((run.created.namespace, charged_session(run)))
         if account is not None:
             account.users.discard(run.id)
 
     def _holding(self, run: Run) -> _Holding | None:
-        """What a run holds, from its open call where nothing is known of it yet. None: nobody is charged for it."""
+        """What a run holds, from its open calls where nothing is known of it yet. None: nobody is charged for it."""
         key = (run.created.namespace, run.id)
         accounts = self._accounts(run.created.namespace, charged_session(run))
         holding = self._holdings.get(key)
@@ -238,10 +259,11 @@ class Ledger:
             if not accounts:
                 return None
             holding = self._holdings[key] = _Holding(accounts)
-            for going_on in (run.step.open, run.compaction.open):
-                if going_on is not None:
-                    holding.change(NOTHING, amount_of(going_on.reserve))
-            holding.kept = holding.reserved
+            held = {step: amount_of(attempt.reserve) for step, attempt in run.attempts}
+            if run.compaction.open is not None:
+                held[0] = amount_of(run.compaction.open.reserve)
+            holding.change(NOTHING, held)
+            holding.kept = held
         return holding
 
     # --- calls without a run ---

@@ -164,7 +164,7 @@ class Children:
         Raises _Refused when the run of that id is none of the call's.
         """
         kin, told = self._house.kin, 0
-        stretch = task.deltas.last
+        stretch = task.deltas.of_call(task.run, effect.call_id)
         while not kin.is_draining:
             driver = self._runs.driver(*key)
             row = await self._house.log.store.run(*key)

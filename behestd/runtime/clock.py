@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import random
 import time
+from collections.abc import Iterator
 from typing import Protocol
 
 _CHANCE_DIGITS = 19
@@ -43,18 +44,21 @@ class Ids:
     """Makes ids: a prefix and the 32 hex digits of a UUIDv7 (RFC 9562). Their order means nothing to clients."""
 
     def __init__(self) -> None:
-        self._chance = ""
-        self._at = 0
+        self._ends: list[str] = []
+        """What of the next ids does not tell the time."""
 
     def make(self, prefix: str) -> str:
         """Make an id such as run_0192…"""
-        at = self._at
-        if at >= len(self._chance):
-            self._chance, at = os.urandom(_CHANCE_DIGITS * _CHANCES // 2).hex(), 0
-        self._at = at + _CHANCE_DIGITS
-        chance = self._chance[at : self._at]
-        time_ms = time.time_ns() // 1_000_000
-        return f"{prefix}_{time_ms:012x}7{chance[:3]}{_VARIANTS[chance[3]]}{chance[4:]}"
+        if not self._ends:
+            self._ends = list(_ends(os.urandom(_CHANCE_DIGITS * _CHANCES // 2).hex()))
+        return f"{prefix}_{time.time_ns() // 1_000_000:012x}{self._ends.pop()}"
+
+
+def _ends(chance: str) -> Iterator[str]:
+    """The ends of ids: their version, their variant, and chance."""
+    for at in range(0, len(chance), _CHANCE_DIGITS):
+        part = chance[at : at + _CHANCE_DIGITS]
+        yield f"7{part[:3]}{_VARIANTS[part[3]]}{part[4:]}"
 
 
 class Rng:

@@ -22,7 +22,6 @@ from behest.v1.message_pb2 import Message
 from behest.v1.run_event_pb2 import ClaimReason, RunReleased
 from behest.v1.run_state_pb2 import RunState
 from behestd.core.composed import Composed
-from behestd.core.decide import decide
 from behestd.core.run import Payload
 from behestd.core.signals import (
     BEGINNINGS,
@@ -39,7 +38,6 @@ from behestd.core.signals import (
 )
 from behestd.core.state import Phase, Run
 from behestd.core.times import SECOND
-from behestd.core.wanted import alarm_ns, wanted
 from behestd.errors import BehestError, Draining, StorageFailed, StorageFull
 from behestd.failpoint import failpoint
 from behestd.log.store import Committed, Fenced, Full, Outcome
@@ -49,6 +47,7 @@ from behestd.runtime import full_disk, points
 from behestd.runtime.commit import NO_EXTRAS, Before, Prepared, prepare
 from behestd.runtime.house import House
 from behestd.runtime.inbox import Command, Inbox
+from behestd.runtime.kinds import alarm_ns, decide, seen_by, wanted
 from behestd.runtime.live import Deltas
 from behestd.runtime.performer import Performer, Task
 from behestd.runtime.reading import history_of
@@ -111,7 +110,7 @@ class Driver:
         self.is_told = False
         self._fate: Outcome | None = None
         self._told = Waiters()
-        self.deltas = Deltas(self._pulse)
+        self.deltas = Deltas()
         self.tail: Tail | None = None
         self._on_turn = on_turn
         self._spawn = spawn
@@ -128,10 +127,6 @@ class Driver:
         self._is_released = False
         self.is_lost = False
         """Whether another owner appended to the run."""
-
-    def _pulse(self) -> None:
-        if self.tail is not None:
-            self.tail.pulse()
 
     # --- what others say ---
 
@@ -194,10 +189,11 @@ class Driver:
             self.run, self._before = first.run, Before(first.run, first.calls)
             self._house.listener.committed(first.run, first.payloads, first.run.life.create_ns)
         self.tail = await self._house.log.tail(created.namespace, self.run.id)
+        self.deltas.pulse = self.tail.pulse
         if first is not None:
             self.deltas.follow(first.payloads, self.run)
-        elif self.run.step.calls:
-            self.deltas.open(self.run.step.number, 0, self.run.head.sequence)
+        else:
+            self.deltas.adopt(self.run)
         self.say_born(Committed())
         return True
 
@@ -270,7 +266,7 @@ class Driver:
                 return
         for command in answered:
             command.answer(self.run)
-        if self.run.step.calls and any(call.phase in _UNSENT for call in self.run.step.calls):
+        if any(call.phase in _UNSENT for call in self.run.calls):
             failpoint("tool.before_started", self.run.id)
         self._reconcile()
         self._on_turn(self)
@@ -337,13 +333,13 @@ class Driver:
     async def _commit(self, payloads: list[Payload], after: Run, now_ns: int, *, is_asked: bool = False) -> bool:
         """Make the decision durable. False: the disk is full, and it was asked for. Else space is waited for."""
         house = self._house
-        stamp = (house.ids, now_ns, self._birth.trace_id)
         tells = after.compaction is not self.run.compaction
         extras = house.circuits.extras(after, payloads, now_ns) if tells else NO_EXTRAS
-        prepared = prepare(self._before, after, payloads, stamp, extras)
+        prepared = prepare(self._before, after, payloads, (house.ids, now_ns, self._birth.trace_id), extras)
         # Before the commit: its watchers are woken before this task is.
         mark = self.deltas.mark()
         self.deltas.follow(payloads, after)
+        points.hit_at_nodes("node.before_commit", payloads, after)
         outcome = await full_disk.commit(house, prepared.append, self._inbox, is_asked=is_asked)
         if isinstance(outcome, Full):
             self.deltas.go_back(mark)
@@ -353,6 +349,7 @@ class Driver:
             logger.warning("run taken over", run_id=self.run.id, is_fenced=isinstance(outcome, Fenced))
             self.is_lost = True
             raise Lost(self.run.id)
+        points.hit_at_nodes("node.after_commit", payloads, after)
         house.circuits.saw(extras.puts)
         house.ledger.keep(prepared.run)
         self.run, self._before = prepared.run, Before(prepared.run, prepared.calls)
@@ -374,8 +371,8 @@ class Driver:
         self._set_alarm()
 
     def _perform(self, effect: Effect) -> asyncio.Task[None]:
-        birth = self._birth
-        task = Task(self.run, self._history, self.deltas, self.tell, self.acknowledge, birth.trace_id, birth.composed)
+        birth, run = self._birth, seen_by(self.run, effect)
+        task = Task(run, self._history, self.deltas, self.tell, self.acknowledge, birth.trace_id, birth.composed)
         return self._spawn(self._performer.perform(effect, task))
 
     def _stop(self, effect: Effect) -> None:
@@ -392,8 +389,10 @@ class Driver:
         grace_ns = int(self._house.limits.cancel_grace_seconds * SECOND)
         # While draining nothing would be decided about a run that works, so nothing wakes it.
         sleeps = self.run.is_ended or (self._is_draining and self.run.state == RunState.RUN_STATE_RUNNING)
-        due_ns = 0 if sleeps else alarm_ns(self.run, grace_ns, self._house.switch.current)
-        delay = max(due_ns - self._house.clock.now_ns(), 0) / SECOND if due_ns else inf
+        now_ns = self._house.clock.now_ns()
+        pauses = self._house.switch.current
+        due_ns = 0 if sleeps else alarm_ns(self.run, grace_ns, pauses, lambda: self._given(now_ns))
+        delay = max(due_ns - now_ns, 0) / SECOND if due_ns else inf
         if self._house.log.store.is_degraded and not self.run.is_ended:
             delay = min(delay, self._house.limits.full_retry_seconds)
         if delay < inf:

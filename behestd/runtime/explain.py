@@ -6,12 +6,14 @@ disk. Every run that has not ended has at least one cause.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from behest.v1.run_service_pb2 import ExplainRunResponse, RunObstacle
 from behest.v1.run_state_pb2 import RunState, WaitReason
 from behestd.core import pauses
 from behestd.core.children import is_open as is_child_open
+from behestd.core.lanes import view
+from behestd.core.nodes import Nodes
 from behestd.core.pauses import Pause
 from behestd.core.questions import is_open
 from behestd.core.state import TERMINAL, Call, Phase, Run, state_name
@@ -62,7 +64,7 @@ def _explained(run: Run, supervisor: Supervisor, house: House) -> list[RunObstac
         found.append(RunObstacle(kind="cancelling", subject=run.id, message=text, since=since))
     else:
         found += _paused(run, house)
-    asks = any(is_open(call) for call in run.step.calls)
+    asks = any(is_open(call) for call in run.calls)
     is_told = any(each.kind == "paused" for each in found)
     wait = run.life.wait
     if wait is not None and wait.reason in _WAITS and not asks and not (is_told and wait.subject):
@@ -70,16 +72,36 @@ def _explained(run: Run, supervisor: Supervisor, house: House) -> list[RunObstac
         subject, since = wait.subject or run.id, timestamp(wait.since_ns) if wait.since_ns else None
         until = timestamp(wait.until_ns)
         found.append(RunObstacle(kind=kind, subject=subject, message=text, since=since, until=until))
-    found += _of_model(run, house)
-    for call in run.step.calls:
-        if call.child is not None and is_child_open(call):
-            found += _of_child(run.created.namespace, call.child.child_run_id, supervisor, house)
-        elif call.phase in _OF_CALL:
-            found += _of_call(run, call, house)
+    found += _of_summary(run, house)
+    if run.nodes is None:
+        found += _of_conversation(run, run.definition.models, supervisor, house)
+    else:
+        found += _of_nodes(run, run.nodes, supervisor, house)
     if not found:
         text = "what it decided is being committed"
         found.append(RunObstacle(kind="commit", subject=run.id, message=text))
     return found
+
+
+def _of_nodes(run: Run, nodes: Nodes, supervisor: Supervisor, house: House) -> Iterator[RunObstacle]:
+    """What the nodes of a graph wait for that are at work, in the order in which they began."""
+    for lane in nodes.lanes.values():
+        started = nodes.visit(lane.visit).started
+        own = nodes.shape_of(started.scope).nodes[started.node.rpartition("/")[2]].model
+        models = [own] if own else run.definition.models
+        for obstacle in _of_conversation(view(run, lane), models, supervisor, house):
+            obstacle.message = f"node {started.node}: {obstacle.message}"
+            yield obstacle
+
+
+def _of_conversation(run: Run, models: Sequence[str], supervisor: Supervisor, house: House) -> Iterator[RunObstacle]:
+    """What a run, or one node of its graph, waits for: its models, then its calls."""
+    yield from _of_model(run, models, house)
+    for call in run.step.calls:
+        if call.child is not None and is_child_open(call):
+            yield from _of_child(run.created.namespace, call.child.child_run_id, supervisor, house)
+        elif call.phase in _OF_CALL:
+            yield from _of_call(run, call, house)
 
 
 def _paused(run: Run, house: House) -> Iterator[RunObstacle]:
@@ -98,11 +120,11 @@ def _paused(run: Run, house: House) -> Iterator[RunObstacle]:
 
 def _parts_paused(run: Run, current: pauses.Pauses) -> Iterator[Pause]:
     wait = run.life.wait
-    for model in run.definition.models:
+    for model in (*run.definition.models, *(model.endpoint for model in run.definition.node_models)):
         pause = current.of_run_model(run, model)
         if pause is not None and wait is not None and wait.subject == pause.subject:
             yield pause
-    for call in run.step.calls:
+    for call in run.calls:
         pause = current.holds(run, call)
         if pause is not None:
             yield pause
@@ -111,8 +133,18 @@ def _parts_paused(run: Run, current: pauses.Pauses) -> Iterator[Pause]:
 # --- models ---
 
 
-def _of_model(run: Run, house: House) -> Iterator[RunObstacle]:
-    """What the run's calls of models wait for."""
+def _of_summary(run: Run, house: House) -> Iterator[RunObstacle]:
+    """What the run's call for a summary waits for."""
+    if run.compaction.open is not None:
+        wish = run.compaction.open
+        text = f"attempt {wish.number} at a summary of the conversation is with the model"
+        until = timestamp(wish.deadline_ns)
+        yield RunObstacle(kind="summary", subject=wish.endpoint, message=text, until=until)
+        yield from _rate_limited(wish.endpoint, run.created.namespace, house)
+
+
+def _of_model(run: Run, models: Sequence[str], house: House) -> Iterator[RunObstacle]:
+    """What the calls of models of a run, or of a node, wait for."""
     namespace, step = run.created.namespace, run.step
     if step.open is not None:
         attempt = step.open
@@ -120,12 +152,6 @@ def _of_model(run: Run, house: House) -> Iterator[RunObstacle]:
         until = timestamp(attempt.deadline_ns)
         yield RunObstacle(kind="model_call", subject=attempt.endpoint, message=text, until=until)
         yield from _rate_limited(attempt.endpoint, namespace, house)
-    if run.compaction.open is not None:
-        wish = run.compaction.open
-        text = f"attempt {wish.number} at a summary of the conversation is with the model"
-        until = timestamp(wish.deadline_ns)
-        yield RunObstacle(kind="summary", subject=wish.endpoint, message=text, until=until)
-        yield from _rate_limited(wish.endpoint, namespace, house)
     if step.open is not None or run.compaction.open is not None or any(call.phase < Phase.DONE for call in step.calls):
         return
     failure = step.failures[-1] if step.failures else None
@@ -135,7 +161,7 @@ def _of_model(run: Run, house: House) -> Iterator[RunObstacle]:
         yield RunObstacle(kind="backoff", subject=failure.endpoint, message=text, until=until)
     if run.state == RunState.RUN_STATE_RUNNING and awaits(run):
         yield RunObstacle(kind="context", subject=run.id, message="its context sources are asked")
-    yield from _left_alone(run, house)
+    yield from _left_alone(run, models, house)
 
 
 def _rate_limited(model: str, namespace: str, house: House) -> Iterator[RunObstacle]:
@@ -146,10 +172,10 @@ def _rate_limited(model: str, namespace: str, house: House) -> Iterator[RunObsta
         yield RunObstacle(kind="rate_limit", subject=model, message=text)
 
 
-def _left_alone(run: Run, house: House) -> Iterator[RunObstacle]:
-    """The models of a run that are left alone for what happened to other calls."""
+def _left_alone(run: Run, models: Sequence[str], house: House) -> Iterator[RunObstacle]:
+    """The models that are left alone for what happened to other calls."""
     health, now_ns = house.health(run.created.namespace), house.clock.now_ns()
-    for model in run.definition.models:
+    for model in models:
         open_ns, spent_ns = health.open_until_ns.get(model, 0), health.spent_until_ns.get(model, 0)
         if open_ns > now_ns:
             text = "its circuit is open: it failed too often a moment ago"

@@ -37,6 +37,8 @@ class Gates:
         """How many of those that work are of a namespace."""
         self._ready: OrderedDict[str, deque[Key]] = OrderedDict()
         """Runs whose session is free and which wait for capacity, by namespace, served round robin."""
+        self._called_back: set[Key] = set()
+        """Those of them that had begun before they had to wait."""
 
     # --- capacity ---
 
@@ -73,6 +75,18 @@ class Gates:
         """Let a run wait for capacity."""
         self._ready.setdefault(run[0], deque()).append(run)
 
+    def call_back(self, run: Key) -> None:
+        """Let a run that had begun and works no more wait for capacity to go on. Idempotent."""
+        if run not in self._called_back:
+            self._called_back.add(run)
+            self.line_up(run)
+
+    def is_called_back(self, run: Key) -> bool:
+        """Whether a run that has got its turn had begun before: should it wait on, its turn ends. Told once."""
+        was_called = run in self._called_back
+        self._called_back.discard(run)
+        return was_called
+
     def next_ready(self) -> Key | None:
         """Take the next run that waits for capacity, namespaces in turn; None when there is none, or no room.
 
@@ -91,6 +105,7 @@ class Gates:
 
     def leave_line(self, run: Key) -> None:
         """Take a run out of those that wait for capacity. Idempotent."""
+        self._called_back.discard(run)
         runs = self._ready.get(run[0])
         if runs is not None and run in runs:
             runs.remove(run)

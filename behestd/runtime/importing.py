@@ -46,8 +46,10 @@ from behestd.log.store import (
     RunRow,
 )
 from behestd.log.usage import Spent
+from behestd.reasoning.graph import validate
 from behestd.runtime.artifacts import IMPORTING, Artifacts
 from behestd.runtime.exporting import DATA
+from behestd.runtime.graph_order import bare
 from behestd.runtime.house import House
 from behestd.runtime.importing_log import Checks, check_numbers, follow
 from behestd.runtime.session_file import (
@@ -180,9 +182,11 @@ class Importing:
         if len(self._seen.definitions) == MAX_DEFINITIONS:
             raise FileInvalid(self._reader.number, f"more than {MAX_DEFINITIONS} definitions")
         try:
-            RunDefinition.FromString(body)
+            definition = RunDefinition.FromString(body)
         except DecodeError:
             raise FileInvalid(self._reader.number, "no definition") from None
+        if definition.HasField("graph") and validate(bare(definition.graph)):
+            raise FileInvalid(self._reader.number, "a definition with a graph that is not valid")
         self._seen.definitions[sha256(body).digest()] = body
 
     async def _run(self, line: Line) -> None:

@@ -9,6 +9,7 @@ from hashlib import sha256
 from google.protobuf.message import DecodeError
 
 from behest.v1.artifact_pb2 import Artifact
+from behest.v1.definition_pb2 import RunDefinition
 from behest.v1.event_pb2 import Event
 from behest.v1.session_data_service_pb2 import SessionDataEntry
 from behest.v1.session_pb2 import Session
@@ -17,10 +18,16 @@ from behestd.log import frames
 from behestd.log.rebuild import Views, rebuild
 from behestd.log.store import Chunk, Entry, RunRow
 from behestd.log.usage import Spent
+from behestd.reasoning.graph import validate
 from behestd.runtime.session_file import FileInvalid
 
 _MOST = (1 << 63) - 1
 """The largest number that a column holds."""
+_DAMAGE = (
+    *(DecodeError, ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, StopIteration),
+    *(TypeError, ValueError),
+)
+"""What the fold may meet in a log that no daemon wrote."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +51,17 @@ def follow(
     To be called in another thread: events may be many.
     """
     run_id, namespace = place
+
+    def sound(digest: bytes) -> bytes | None:
+        found = definition(digest)
+        if found is not None and (pinned := RunDefinition.FromString(found)).HasField("graph"):
+            for problem in validate(pinned.graph):
+                raise FileInvalid(line, f"the graph of the run is not valid: {problem.message}")
+        return found
+
     try:
         kept = _moved(chunks, namespace)
-        made = rebuild(run_id, kept, definition)
+        made = rebuild(run_id, kept, sound)
         for event in _events(kept):
             if (event.run_id, event.session_id) != (run_id, made.row.session_id):
                 raise FileInvalid(line, f"event {event.sequence} is of another run or session")
@@ -54,7 +69,7 @@ def follow(
         raise
     except BehestError as error:
         raise FileInvalid(line, str(error)) from None
-    except (DecodeError, ArithmeticError, LookupError, ValueError, TypeError, AttributeError, StopIteration):
+    except _DAMAGE:
         # What the fold meets in a log that no daemon wrote may be anything; it is damage all the same.
         raise FileInvalid(line, "the log cannot be followed") from None
     return made, kept

@@ -101,7 +101,7 @@ class LateAnswers:
     def came_back(self, namespace: str, server_id: str, held: Set[str]) -> None:
         """Join the calls of unknown outcome that a server which attaches says it holds."""
         for run in self._supervisor.runs() if held and self._tasks is not None else ():
-            for call in run.step.calls if run.created.namespace == namespace else ():
+            for call in run.calls if run.created.namespace == namespace else ():
                 started = call.started
                 is_open = call.phase is Phase.UNKNOWN and started is not None
                 if is_open and started is not None and started.endpoint == server_id and started.key in held:

@@ -22,10 +22,10 @@ from behest.v1.tool_pb2 import Tool
 from behestd.core.definition import FREE, Heritage, Resolved, answer_of, define, limits_of, name
 from behestd.core.sources import ordered, pinned
 from behestd.core.times import nanoseconds
-from behestd.errors import SessionNotFound, ToolNotFound, WrongState
+from behestd.errors import InvalidRequest, SessionNotFound, ToolNotFound, WrongState
 from behestd.log.store import SESSION_KIND
 from behestd.providers.catalog import Snapshot, lacks, needed
-from behestd.runtime import compaction_order
+from behestd.runtime import compaction_order, graph_order, task_order
 from behestd.runtime.agents import Agents
 from behestd.runtime.house import House
 from behestd.runtime.prices import Epochs
@@ -34,6 +34,8 @@ from behestd.tools.catalog import ToolNameTaken
 from behestd.values import dataclass
 
 _REMEMBERED = 1024
+_REMEMBERED_BYTES = 64 * 1024
+"""Longest definition with a graph that is remembered: graphs come whole with orders, and may be large."""
 
 
 class SessionArchived(WrongState):
@@ -50,6 +52,18 @@ class Pinned:
     definition: RunDefinition
     hash: bytes
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a definition is made for beside its agent."""
+
+    needs: tuple[str, ...]
+    """Capabilities that the input needs."""
+    chance: float
+    """Of an alias of several models."""
+    graph: graph_order.GraphOrder | None
+    """What the run follows. None: the loop of model and tools."""
 
 
 class Orders:
@@ -85,28 +99,42 @@ class Orders:
         """Pin the definition that a spec asks for, within what the run must keep to beside it.
 
         Raises AgentNotFound, ModelNotFound, ToolNotFound, ToolNameTaken, PROVIDER_CAPABILITY_MISSING when the model
-        cannot do what the definition or the input needs, and InvalidRequest for a schema that is not taken.
+        cannot do what the definition or the input needs, InvalidRequest for a schema or a task that is not taken, and
+        GraphNotFound, StrategyNotFound and GraphInvalid for what the run is to follow.
         """
         agent = await self._agents.resolve(namespace, spec.agent_id)
         house = self._house
+        graph = None
+        if graph_order.is_named(spec, agent):
+            task_order.check(spec, house.limits.input_bytes)
+            graph = await graph_order.ordered(house, namespace, spec, agent)
+        elif spec.HasField("task"):
+            raise InvalidRequest("spec.task", "is of graphs only, and the run follows none")
         if spec.tools:
             heritage = replace(heritage, scopes=(*heritage.scopes, tuple(spec.tools)))
         callable_agents = await self._sub_agents(namespace, agent, heritage) if agent.sub_agents else []
         models, tools = house.models.of(namespace), house.tools.snapshot(namespace)
         versions = tuple((sub.id, sub.version) for sub in callable_agents)
-        needs = () if _is_text(spec) else _input_needs(spec)
+        needs = () if graph is not None or _is_text(spec) else _input_needs(spec)
         chance = models.chance_of(spec.model or agent.model, house.rng.random()) if models.weighted else 0.0
         epoch = self._prices.of(namespace, models, house.clock.now_ns())
-        made_of = (epoch, id(tools), heritage.scopes, versions, needs, chance)
+        followed = None if graph is None else (graph.digest, graph.chances)
+        made_of = (epoch, id(tools), heritage.scopes, versions, needs, chance, followed)
         key = (namespace, agent.id, agent.version, _overrides(spec), *made_of)
         pinned = self._pinned.get(key) if heritage.parent is None else None
         if pinned is None:
-            pinned = self._pin(namespace, spec, (agent, callable_agents), heritage, (needs, chance))
-        if heritage.parent is None:
+            asked = _Asked(needs, chance, graph)
+            pinned = self._pin(namespace, spec, (agent, callable_agents), heritage, asked)
+        if heritage.parent is None and (graph is None or len(pinned.data) <= _REMEMBERED_BYTES):
             self._pinned[key] = pinned
             if len(self._pinned) > _REMEMBERED:
                 self._pinned.popitem(last=False)
         return pinned
+
+    async def tools_of(self, namespace: str, agent_id: str) -> tuple[Tool, ...]:
+        """The tools that runs of an agent have. Raises AgentNotFound, ToolNotFound, ToolNameTaken."""
+        agent = await self._agents.resolve(namespace, agent_id)
+        return self._tools(namespace, RunSpec(), (agent, await self._sub_agents(namespace, agent, FREE)), ())
 
     async def _sub_agents(self, namespace: str, agent: Agent, heritage: Heritage) -> list[Agent]:
         """The agents that a run may call: none where it is as deep as it may be. Raises AgentNotFound."""
@@ -120,21 +148,24 @@ class Orders:
         spec: RunSpec,
         agents: tuple[Agent, Sequence[Agent]],
         heritage: Heritage,
-        asked: tuple[tuple[str, ...], float],
+        asked: _Asked,
     ) -> Pinned:
         """Pin a definition for an input that needs capabilities, with a chance for aliases of several models."""
         agent, _ = agents
-        input_needs, chance = asked
         now_ns = self._house.clock.now_ns()
         tools = self._tools(namespace, spec, agents, heritage.scopes)
         answer = answer_of(agent, spec)
         if answer.schema_json:
             asked_by = "output_schema_json" if spec.output_schema_json else "response_format.schema_json"
             self._house.tools.validators.check_answer(f"spec.{asked_by}", answer.schema_json)
-        probe = Chat(tools=tools[:1], response_format=None if answer.emulate else answer)
-        needs = (*needed(probe), *input_needs)
+        graph = None if asked.graph is None else graph_order.settled(asked.graph, tools, self._house.tools)
+        if graph is None:
+            probe = Chat(tools=tools[:1], response_format=None if answer.emulate else answer)
+            needs: tuple[str, ...] = (*needed(probe), *asked.needs)
+        else:
+            needs = graph_order.needs_of(graph, tools)
         catalog = self._house.models.of(namespace)
-        found = catalog.candidates(*self._named(catalog, spec, agent), needs, chance)
+        found = catalog.candidates(*self._named(catalog, spec, agent), needs, asked.chance)
         models = [resolved.model for resolved in found]
         resolved = Resolved(
             models=tuple(model.id for model in models),
@@ -144,8 +175,12 @@ class Orders:
             sources=self._sources(agent, models),
         )
         definition = define(agent, spec, resolved, self._house.operator, heritage)
-        form = tuple(needed(Chat(response_format=answer)))
-        definition.emulating_models.extend(model.id for model in models if lacks(model, form) is not None)
+        if asked.graph is None or graph is None:
+            form = tuple(needed(Chat(response_format=answer)))
+            definition.emulating_models.extend(model.id for model in models if lacks(model, form) is not None)
+        else:
+            routes = graph_order.Routes(catalog, lambda model: price_at(model, now_ns), asked.graph.chances)
+            graph_order.pin(definition, graph, agent, routes)
         compaction_order.pin(definition, agent, self._house, catalog, lambda model: price_at(model, now_ns))
         digest, data = name(definition)
         return Pinned(definition, digest, data)
@@ -202,6 +237,10 @@ def _input_needs(spec: RunSpec) -> tuple[str, ...]:
 
 def _overrides(spec: RunSpec) -> bytes:
     """What of a spec goes into the definition, as bytes; empty for most runs."""
+    has_text = spec.model or spec.tools or spec.output_schema_json or spec.provider_options_json
+    has_form = spec.HasField("tool_choice") or spec.HasField("sampling") or spec.HasField("response_format")
+    if not (has_text or has_form):
+        return b""
     only = RunSpec(
         model=spec.model,
         tools=spec.tools,

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import structlog
 
 from behest.v1 import daemon_service_pb2 as pb
+from behest.v1.run_state_pb2 import WaitReason
 from behestd.core import pauses
 from behestd.core.pauses import NONE, Key, Pause, Pauses
 from behestd.core.state import Call, Run
@@ -188,5 +189,11 @@ async def _commit(log: Log, change: Change) -> None:
 
 
 def waiting_calls(run: Run, current: Pauses) -> Sequence[Call]:
-    """The calls of a run's open step that a pause holds back."""
-    return [call for call in run.step.calls if current.holds(run, call) is not None]
+    """The open calls of a run that a pause holds back."""
+    return [call for call in run.calls if current.holds(run, call) is not None]
+
+
+def is_held_back(run: Run) -> bool:
+    """Whether a run waits for a pause and needs a place to go on, as all do but children: their parents have one."""
+    wait = run.life.wait
+    return wait is not None and wait.reason == WaitReason.WAIT_REASON_PAUSED and not run.created.HasField("parent")

@@ -183,7 +183,7 @@ class Performer:
             limits = self._house.model_timeouts.within(max(effect.deadline_ns - self._clock.now_ns(), 0) / SECOND)
             key, heard = w3c.model_key(task.run.id, effect.step, effect.attempt), False
             surround(w3c.under(w3c.of_run(task.run.created.traceparent, task.trace_id), key), limits.total_seconds)
-            stretch = task.deltas.last
+            stretch = task.deltas.of(effect.step, effect.attempt)
             failpoint("model.before_send", task.run.id)
             self._house.switch.hold_model(task.run, effect.endpoint)
             async with aclosing(guarded(resolved.provider.stream(chat), limits)) as frames:
@@ -194,7 +194,7 @@ class Performer:
                         task.deltas.pulse()
                         if not heard:
                             heard = True
-                            self._house.listener.first_delta(task.run, self._clock.now_ns())
+                            self._house.listener.first_delta(task.run, effect.step, self._clock.now_ns())
                     if frame.HasField("end"):
                         attempt.used(frame.end.usage)
                         self._learn(resolved.endpoint, window.raw_tokens, frame.end)

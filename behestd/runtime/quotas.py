@@ -85,7 +85,7 @@ class Rules:
 class Account:
     """What one principal, or one namespace, uses."""
 
-    __slots__ = ("buckets", "kind", "quota", "runs", "streams", "watches")
+    __slots__ = ("buckets", "is_bounded", "kind", "quota", "runs", "streams", "watches")
 
     def __init__(self, kind: str, quota: Quota, now_ns: int) -> None:
         self.kind = kind
@@ -95,6 +95,8 @@ class Account:
     def set(self, quota: Quota, now_ns: int) -> None:
         """Put a quota in force. Rates begin anew."""
         self.quota = quota
+        self.is_bounded = quota != NONE
+        """Whether there is anything to refuse."""
         rates = (quota.requests_per_minute, quota.runs_per_minute)
         self.buckets = tuple(Bucket(rate, now_ns) if rate else None for rate in rates)
 
@@ -178,17 +180,21 @@ class Quotas:
 
     def enter_call(self, namespace: str, principal: str, kinds: Iterable[str]) -> None:
         """Count a call in, which is of kinds ("streams", "watches"), or count nothing. Raises QuotaExceeded."""
-        accounts, now_ns = self._both(namespace, principal), self._clock.now_ns()
-        try:
-            for account in accounts:
-                for kind in kinds:
-                    account.check(kind, getattr(account, kind))
-                account.check_rate(_REQUESTS, now_ns)
-        except QuotaExceeded:
-            self.refused += 1
-            raise
+        accounts = self._both(namespace, principal)
+        bounded = [account for account in accounts if account.is_bounded]
+        if bounded:
+            now_ns = self._clock.now_ns()
+            try:
+                for account in bounded:
+                    for kind in kinds:
+                        account.check(kind, getattr(account, kind))
+                    account.check_rate(_REQUESTS, now_ns)
+            except QuotaExceeded:
+                self.refused += 1
+                raise
+            for account in bounded:
+                account.take(_REQUESTS, now_ns)
         for account in accounts:
-            account.take(_REQUESTS, now_ns)
             for kind in kinds:
                 setattr(account, kind, getattr(account, kind) + 1)
 
@@ -204,14 +210,18 @@ class Quotas:
         """Refuse a run beyond those that may be there. Raises QuotaExceeded."""
         try:
             for account in self._both(namespace, principal):
-                account.check("runs", account.runs)
+                if account.is_bounded:
+                    account.check("runs", account.runs)
         except QuotaExceeded:
             self.refused += 1
             raise
 
     def take_run(self, namespace: str, principal: str) -> None:
         """Count a run that is to be created against the rates. Raises QuotaExceeded, and counts nothing then."""
-        accounts, now_ns = self._both(namespace, principal), self._clock.now_ns()
+        accounts = [account for account in self._both(namespace, principal) if account.is_bounded]
+        if not accounts:
+            return
+        now_ns = self._clock.now_ns()
         try:
             for account in accounts:
                 account.check_rate(_RUNS, now_ns)

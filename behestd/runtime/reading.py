@@ -15,6 +15,7 @@ from behestd.core.step import message_id
 from behestd.errors import LogCorrupt, OutOfRange, RunNotFound, WatchCompacted
 from behestd.log import call_records, frames, views
 from behestd.log.store import RunRow, Store
+from behestd.reasoning.report import reasoning
 from behestd.runtime.commit import Before
 
 _PAGE_BYTES = 1024 * 1024
@@ -61,7 +62,7 @@ async def read_run(store: Store, row: RunRow, upto: int = 0) -> Before:
         after = page[-1].last_sequence
     if run is None:
         raise RunNotFound(row.run_id)
-    open_calls = {call.call.id for call in run.step.calls}
+    open_calls = {call.call.id for call in run.calls}
     return Before(run, {call_id: record for call_id, record in calls.items() if call_id in open_calls}, trace_id)
 
 
@@ -89,6 +90,8 @@ async def shown(store: Store, run: Run) -> RunMessage:
     A message that is not stored yet, as of a run that queues, was committed with the run.
     """
     report = report_whole(run)
+    if (told := reasoning(run)) is not None:
+        report.reasoning.CopyFrom(told)
     count = len(report.messages)
     stored = await store.entries(run.created.namespace, views.MESSAGE, run_id=run.id, limit=count) if count else []
     for index, message in enumerate(report.messages):

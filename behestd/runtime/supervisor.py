@@ -27,15 +27,7 @@ from behestd.errors import (
     StorageFailed,
     StorageFull,
 )
-from behestd.log.store import (
-    Committed,
-    Full,
-    Outcome,
-    RecordChanged,
-    RequestTaken,
-    RunRow,
-    SessionTaken,
-)
+from behestd.log.store import Committed, Full, Outcome, RecordChanged, RequestTaken, RunRow, SessionTaken
 from behestd.runtime.adoption import Adoption, interrupt
 from behestd.runtime.birth import Order, conceive
 from behestd.runtime.children_orphans import cancel_orphans, forsake
@@ -43,6 +35,7 @@ from behestd.runtime.draining import wind_down
 from behestd.runtime.driver import Birth, Driver, Lost
 from behestd.runtime.gate import Gates, Key, Session
 from behestd.runtime.house import House
+from behestd.runtime.pauses import is_held_back
 from behestd.runtime.performer import Performer
 from behestd.runtime.reading import history_of
 from behestd.telemetry import about, w3c
@@ -354,7 +347,10 @@ class Supervisor:
             return
         gate = self._gates.sessions[key[0], driver.run.created.session_id]
         self._gates.work(key)
-        driver.begin(gate.last_index + 1)
+        if self._gates.is_called_back(key):
+            driver.tell(Wake())
+        else:
+            driver.begin(gate.last_index + 1)
 
     # --- finding ---
 
@@ -395,6 +391,10 @@ class Supervisor:
         return await driver.ask(signal)
 
     def wake(self) -> None:
-        """Have every run look again whether it can go on."""
-        for driver in self._drivers.values():
-            driver.tell(Wake())
+        """Have every run look again whether it can go on; those that a pause held back do so as there is room."""
+        for key, driver in self._drivers.items():
+            if is_held_back(driver.run):
+                self._gates.call_back(key)
+            else:
+                driver.tell(Wake())
+        self._start_ready()

@@ -89,7 +89,7 @@ class ToolPerformer:
         state = run.call(effect.call_id)
         assert state is not None
         begun = time.monotonic_ns()
-        stretch = deltas.last
+        stretch = deltas.of_call(run, effect.call_id)
 
         def show(progress: Progress) -> None:
             failpoint("tool.working", run.id)

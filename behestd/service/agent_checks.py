@@ -7,13 +7,16 @@ from collections.abc import Sequence
 
 from behest.v1.agent_pb2 import Agent
 from behest.v1.definition_pb2 import DoomLoopAction, Limits, PermissionAction, PermissionRule
+from behest.v1.graph_pb2 import StrategyChoice
 from behestd.context.catalog import Sources
 from behestd.context.source import SourceNotFound
 from behestd.core.sources import MAX_SOURCES
-from behestd.errors import AlreadyExists, InvalidRequest, LostRace, NotFound, WrongState
+from behestd.errors import AlreadyExists, InvalidRequest, LostRace, NotFound, StrategyNotFound, WrongState
 from behestd.providers.catalog import Snapshot
+from behestd.runtime.graph_order import made
 from behestd.service.chat_checks import MAX_NAME_BYTES, check_response_format, check_sampling, check_tool_choice
 from behestd.service.compaction_checks import check_compaction
+from behestd.service.graph_checks import check_choice
 from behestd.service.validate import (
     duration,
     identifier,
@@ -100,7 +103,7 @@ def check_agent(agent: Agent, models: Snapshot, sources: Sources) -> None:
     if agent.provider_options_json:
         json_object("agent.provider_options_json", agent.provider_options_json, _MAX_OPTIONS_BYTES)
     _check_sources(agent.context_sources, sources)
-    _refuse_unknown("agent.strategy", [agent.strategy] if agent.strategy else [])
+    _check_followed(agent)
 
 
 def check_expected(version: int | None, present: int) -> None:
@@ -171,10 +174,21 @@ def _check_sources(names: Sequence[str], sources: Sources) -> None:
             raise InvalidRequest(f"agent.context_sources[{index}]", f"{source!r} comes twice")
 
 
-def _refuse_unknown(field: str, names: Sequence[str]) -> None:
-    """Refuse names of what this daemon offers none of: a run that left them out would not be what was ordered."""
-    for name in names:
-        raise InvalidRequest(field, f"{name[:64]!r} is not known to this daemon")
+def _check_followed(agent: Agent) -> None:
+    """Check what runs follow; whether there is a graph of that id is found out where it is looked up."""
+    if agent.graph_id:
+        identifier("agent.graph_id", agent.graph_id)
+    if agent.graph_id and agent.strategy:
+        raise InvalidRequest("agent.strategy", "and graph_id exclude each other")
+    if agent.strategy_parameters and not agent.strategy:
+        raise InvalidRequest("agent.strategy_parameters", "are of a strategy, and there is none")
+    if agent.strategy:
+        choice = StrategyChoice(name=agent.strategy, parameters=agent.strategy_parameters)
+        check_choice("agent.strategy", choice)
+        try:
+            made(choice, "agent.strategy_parameters")
+        except StrategyNotFound as error:
+            raise InvalidRequest("agent.strategy", error.message) from None
 
 
 def check_id(field: str, agent_id: str) -> None:

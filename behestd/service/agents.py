@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from behest.v1 import agent_service_pb2 as pb
 from behest.v1.agent_pb2 import Agent
 from behestd.core.times import timestamp
-from behestd.errors import AgentNotFound, InvalidRequest
+from behestd.errors import AgentNotFound, GraphNotFound, InvalidRequest
 from behestd.log.store import Change, Claim, Committed, Delete, Put, Record, RecordChanged, RequestTaken
 from behestd.runtime.agents import BUILT_IN, KIND, Agents
+from behestd.runtime.graphs import graph_of
 from behestd.runtime.house import House
 from behestd.service import agent_checks as checks
 from behestd.service import records
@@ -65,7 +66,7 @@ class AgentDefinitions:
         known = await records.earlier(self._log, call.namespace, request.request_id, digest)
         if known:
             return pb.CreateAgentResponse(agent=await self._made(call.namespace, known), replayed=True)
-        checks.check_agent(request.agent, self._house.models.of(call.namespace), self._house.sources)
+        await self._check(call.namespace, request.agent)
         agent = Agent()
         agent.CopyFrom(request.agent)
         agent.id = request.agent.id or self._house.ids.make("agt")
@@ -127,7 +128,7 @@ class AgentDefinitions:
             new = records.changed(old, given, paths)
             if old.is_default and not new.is_default:
                 raise InvalidRequest("agent.is_default", "cannot be cleared; set it on another agent")
-            checks.check_agent(new, self._house.models.of(call.namespace), self._house.sources)
+            await self._check(call.namespace, new)
             if new == old:
                 return pb.UpdateAgentResponse(agent=old)
             outcome = await self._write(call.namespace, _Step(old, new))
@@ -150,6 +151,15 @@ class AgentDefinitions:
             self._agents.forget(call.namespace)
             if isinstance(outcome, Committed):
                 return pb.DeleteAgentResponse()
+
+    async def _check(self, namespace: str, agent: Agent) -> None:
+        """Refuse a definition that no run can have. Raises InvalidRequest, TooLarge."""
+        checks.check_agent(agent, self._house.models.of(namespace), self._house.sources)
+        try:
+            if agent.graph_id:
+                await graph_of(self._log.store, namespace, agent.graph_id)
+        except GraphNotFound as error:
+            raise InvalidRequest("agent.graph_id", error.message) from None
 
     # --- records ---
 

@@ -134,6 +134,6 @@ def _told(descriptor: Any, field: FieldDescriptor) -> str:
 
 
 _THINGS = frozenset(
-    {"Run", "RunSpec", "Session", "Agent", "Server", "Artifact", "ToolCallRecord", "Approval", "PauseTarget"}
+    {"Run", "RunSpec", "Session", "Agent", "Graph", "Server", "Artifact", "ToolCallRecord", "Approval", "PauseTarget"}
 )
 """Messages that are things with ids, and not the content of one."""

@@ -138,8 +138,11 @@ class Call:
     @property
     def traceparent(self) -> str:
         """The trace that the call is part of, as W3C trace context. Empty: none."""
-        value = self.metadata.get("traceparent", "")
-        return w3c.valid(value) if isinstance(value, str) else ""
+        found = ""
+        for key, value in self._context.invocation_metadata() or ():
+            if key == "traceparent":
+                found = w3c.valid(value) if isinstance(value, str) else ""
+        return found
 
     async def send_initial_metadata(self, **values: str) -> None:
         """Send metadata before the first frame, at most once; underscores become hyphens."""

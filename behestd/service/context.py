@@ -21,6 +21,7 @@ from behestd.core.sources import Gathered, asked, cut, failed, planned, static_m
 from behestd.core.state import Run
 from behestd.core.times import SECOND
 from behestd.core.window import Window, compose
+from behestd.errors import InvalidRequest
 from behestd.runtime.admission import Admission
 from behestd.runtime.context import Contexts
 from behestd.runtime.house import House
@@ -69,6 +70,8 @@ class ContextPreviews:
             store, limit = house.log.store, house.limits.history_messages
             history = await history_of(store, call.namespace, spec.session_id, 0, limit)
         pinned = await self._orders.pin(call.namespace, spec, heritage)
+        if pinned.definition.HasField("graph"):
+            raise InvalidRequest("spec", "is of a run that follows a graph; PreviewNode shows what its nodes are told")
         run = self._imagined(call.namespace, request, pinned)
         gathered = await self._gathered(run, call)
         model = pinned.definition.models[0]

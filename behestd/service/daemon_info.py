@@ -123,7 +123,7 @@ class DaemonInfo:
         """Tell how the daemon does."""
         house, runs = self._house, self._supervisor.runs()
         states = Counter(run.state for run in runs)
-        in_flight = sum(call.phase in _IN_FLIGHT for run in runs for call in run.step.calls)
+        in_flight = sum(call.phase in _IN_FLIGHT for run in runs for call in run.calls)
         reasons = self._refusing()
         mine = [run for run in runs if run.created.namespace == call.namespace]
         return pb.GetStatusResponse(

@@ -29,6 +29,7 @@ from behestd.service.events import Events
 from behestd.service.methods import Handler
 from behestd.service.models import Models
 from behestd.service.pauses import PauseSwitch
+from behestd.service.reasoning import Reasoning
 from behestd.service.registry import Servers
 from behestd.service.runs import Runs
 from behestd.service.session_data import SessionData
@@ -75,6 +76,7 @@ def handlers(parts: Parts) -> Mapping[str, Handler]:
         Events(parts.house.log, parts.watches),
         Models(parts.house),
         PauseSwitch(parts.house, parts.supervisor),
+        Reasoning(parts.house, parts.orders),
         Runs(parts.house, parts.supervisor, parts.orders, parts.admission, parts.watches),
         Servers(parts.house, parts.registry, parts.edge),
         SessionCompaction(parts.house, parts.agents),

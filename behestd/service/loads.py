@@ -10,7 +10,7 @@ from pathlib import Path
 
 from behest.v1 import daemon_load_pb2 as pb
 from behest.v1.run_state_pb2 import RunState
-from behestd.core.pauses import Pauses
+from behestd.core.pauses import MODEL, Pauses
 from behestd.core.state import Phase, Run
 from behestd.core.times import duration, timestamp
 from behestd.runtime.house import House
@@ -40,7 +40,7 @@ def _tool_loads(runs: Iterable[Run], pauses: Pauses) -> list[pb.ToolLoad]:
     busy: Counter[str] = Counter()
     held: Counter[str] = Counter()
     for run in runs:
-        for call in run.step.calls:
+        for call in run.calls:
             busy[call.call.name] += call.phase in _IN_FLIGHT
             held[call.call.name] += pauses.holds(run, call) is not None
     return [pb.ToolLoad(tool_name=name, in_flight=busy[name], held=held[name]) for name in _busiest(busy, held)]
@@ -51,11 +51,12 @@ def _model_loads(runs: Iterable[Run], pauses: Pauses, latency_seconds: Callable[
     busy: Counter[str] = Counter()
     held: Counter[str] = Counter()
     for run in runs:
-        for going_on in (run.step.open, run.compaction.open):
-            if going_on is not None:
-                busy[going_on.endpoint] += 1
+        for _, attempt in run.attempts:
+            busy[attempt.endpoint] += 1
+        if run.compaction.open is not None:
+            busy[run.compaction.open.endpoint] += 1
         if _is_held(run, pauses):
-            held[run.definition.models[0]] += 1
+            held[_held_model(run)] += 1
     loads = [pb.ModelLoad(model=name, in_flight=busy[name], held=held[name]) for name in _busiest(busy, held)]
     for load in loads:
         seconds = latency_seconds(load.model)
@@ -69,7 +70,14 @@ def _is_held(run: Run, pauses: Pauses) -> bool:
     wait = run.life.wait
     if wait is None or not wait.subject or run.state != RunState.RUN_STATE_WAITING:
         return False
-    return all(pauses.holds(run, call) is None for call in run.step.calls) and bool(run.definition.models)
+    return all(pauses.holds(run, call) is None for call in run.calls) and bool(run.definition.models)
+
+
+def _held_model(run: Run) -> str:
+    """The model that a run waits for: one that a node of its graph names, if that is paused, else its first."""
+    subject = run.life.wait.subject if run.life.wait is not None else ""
+    named = (model.endpoint for model in run.definition.node_models)
+    return next((model for model in named if subject == f"{MODEL} {model}"), run.definition.models[0])
 
 
 def _busiest(busy: Counter[str], held: Counter[str]) -> Iterator[str]:

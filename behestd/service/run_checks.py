@@ -20,6 +20,7 @@ from behestd.service.chat_checks import (
     check_sampling,
     check_tool_choice,
 )
+from behestd.service.graph_checks import check_followed
 from behestd.service.validate import (
     duration,
     identifier,
@@ -63,6 +64,7 @@ def check_spec(spec: RunSpec) -> None:
     if spec.HasField("timeout") and duration("spec.timeout", spec.timeout) <= 0:
         raise InvalidRequest("spec.timeout", "must be longer than 0 s")
     _check_answer(spec)
+    check_followed(spec)
     if spec.HasField("budgets"):
         _check_budgets(spec.budgets)
 
@@ -103,6 +105,13 @@ def _check_budgets(budgets: Budgets) -> None:
         not_negative(f"spec.budgets.{field.name}", value)
     if budgets.HasField("max_steps") and budgets.max_steps < 1:
         raise InvalidRequest("spec.budgets.max_steps", "must be at least 1")
+
+
+def check_fork(request: pb.ForkRunRequest) -> None:
+    """Check where a run is forked."""
+    not_negative("visit", request.visit)
+    if request.visit and request.sequence:
+        raise InvalidRequest("visit", "and sequence exclude each other")
 
 
 def check_filters(request: pb.ListRunsRequest) -> None:

@@ -23,7 +23,7 @@ from behestd.runtime.admission import Admission
 from behestd.runtime.birth import Order, digest
 from behestd.runtime.disconnect import cancel_later
 from behestd.runtime.explain import explain
-from behestd.runtime.forking import fork_of
+from behestd.runtime.forking import follows_source, fork_of, nodes_of, sequence_before
 from behestd.runtime.house import House
 from behestd.runtime.orders import Orders
 from behestd.runtime.quotas_stored import check_sessions
@@ -111,6 +111,8 @@ class Runs:
         if not row.body:
             raise RunNotFound(request.run_id)
         run = RunMessage.FromString(row.body)
+        if run.HasField("reasoning"):
+            return pb.GetRunResponse(run=await shown(self._store, await run_at(self._store, row, row.last_sequence)))
         for entry in await self._store.entries(call.namespace, views.MESSAGE, run_id=request.run_id, limit=100_000):
             run.messages.add().ParseFromString(entry.body)
         return pb.GetRunResponse(run=run)
@@ -175,9 +177,15 @@ class Runs:
     async def fork_run(self, request: pb.ForkRunRequest, call: Call) -> pb.ForkRunResponse:
         """Create a run that starts from the transcript of another."""
         identifier("source_run_id", request.source_run_id)
+        checks.check_fork(request)
         row = await self._row(call.namespace, request.source_run_id)
-        source = await run_at(self._store, row, request.sequence or row.last_sequence)
+        sequence = request.sequence or row.last_sequence
+        if request.visit:
+            sequence = await sequence_before(self._store, row, request.visit)
+        source = await run_at(self._store, row, sequence)
         spec, forked_from = fork_of(source, request.spec, request.source_run_id)
+        if follows_source(request.spec):
+            forked_from.nodes.extend(await nodes_of(self._store, row, source))
         created = await self._create(request, spec, call, forked_from)
         return pb.ForkRunResponse(run=await self._report(call.namespace, created), replayed=created.replayed)
 

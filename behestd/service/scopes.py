@@ -180,6 +180,21 @@ RULES: Mapping[str, Rule] = {
         },
     ),
     **_rows(
+        "behest.v1.ReasoningService",
+        {
+            "ListOperators": (ANY_CALLER, Load.LIST),
+            "ListStrategies": (ANY_CALLER, Load.LIST),
+            "MakeGraph": (ANY_CALLER, Load.LIST),
+            "CreateGraph": ("agents:write", Load.CONTINUE, Audit.DURABLE),
+            "GetGraph": ("agents:read", Load.LIST),
+            "ListGraphs": ("agents:read", Load.LIST),
+            "UpdateGraph": ("agents:write", Load.CONTINUE, Audit.DURABLE),
+            "DeleteGraph": ("agents:write", Load.CONTINUE, Audit.DURABLE),
+            "ValidateGraph": ("agents:read", Load.LIST),
+            "PreviewNode": ("agents:read", Load.LIST),
+        },
+    ),
+    **_rows(
         "behest.v1.ChatService",
         {
             "CompleteChat": ("models:use", Load.CONTINUE, Audit.NOTED),

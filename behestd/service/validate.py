@@ -86,8 +86,10 @@ def max_items(field: str, values: Sized, limit: int) -> None:
 
 def known(field: str, value: int, enum: EnumDescriptor, *, may_be_unset: bool = False) -> None:
     """Refuse a value of an enum that this version does not know, and zero unless it may be unset."""
-    if value == 0 and not may_be_unset:
-        raise InvalidRequest(field, "is required")
+    if value == 0:
+        if not may_be_unset:
+            raise InvalidRequest(field, "is required")
+        return
     if value not in enum.values_by_number:
         raise InvalidRequest(field, f"{value} is no {enum.name} that this version knows")
 
@@ -112,6 +114,8 @@ def request_id(field: str, value: str) -> None:
 
 def labels(field: str, values: Mapping[str, str]) -> dict[str, str]:
     """Return labels as a dict. Refuses more than 32, an empty key, and keys or values over 256 bytes."""
+    if not values:
+        return {}
     max_items(field, values, MAX_LABELS)
     for key, value in values.items():
         if not key:

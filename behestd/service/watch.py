@@ -2,12 +2,13 @@
 
 Promises: events in order, no gap, no repeat, durable ones only, resumable anywhere. A frame holds whole commits;
 deltas ride on it when the attempt they belong to is still open after its events, and go before the events that close it
-otherwise. A watcher holds two positions and no queue.
+otherwise. A watcher holds a position in the log, one in each stretch of deltas that is open there, and no queue.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 
 from behestd.errors import Draining
 from behestd.log import frames
@@ -15,7 +16,7 @@ from behestd.log.frames import varint
 from behestd.log.store import Store
 from behestd.log.tail import Page, Tail
 from behestd.runtime.driver import Driver
-from behestd.runtime.live import Place, Stretch
+from behestd.runtime.live import FRAME_CHARACTERS, Link, Place
 from behestd.service.call import Call
 
 _HEAD_TAG = b"\x18"
@@ -31,7 +32,7 @@ class Watches:
     store: Store
     heartbeat_seconds: float = 15.0
     is_draining: bool = False
-    cursors: set[_Cursor] = field(default_factory=set)
+    cursors: set[Cursor] = field(default_factory=set)
     """Of those who watch."""
 
     def drain(self) -> None:
@@ -41,29 +42,33 @@ class Watches:
             cursor.tail.pulse()
 
 
-class _Cursor:
-    """A watcher's two positions, and the making of its next frame."""
+class Cursor:
+    """A watcher's place in the log and its places in the stretches that are open there, and the making of frames."""
 
-    __slots__ = ("after", "place", "store", "tail")
+    __slots__ = ("_chain", "_places", "after", "store", "tail")
 
     def __init__(self, tail: Tail, store: Store, after: int, driver: Driver | None) -> None:
         self.tail = tail
         self.store = store
         self.after = after
-        self.place = Place(driver.deltas.last) if driver is not None else None
+        self._places: list[Place] = []
+        self._chain: Link | None = None
+        """That of the last stretch that there is or was a place for; the others follow it."""
+        if driver is not None:
+            at_work, self._chain = driver.deltas.begin(tail.head)
+            self._places = [Place(stretch) for stretch in at_work]
 
     async def next(self) -> bytes:
         """Make the next frame and move past it; empty when nothing is new."""
-        self._skip()
-        stretch = self.place.stretch if self.place is not None else None
-        if stretch is None or self.after + 1 != stretch.closed_at or self._is_spent():
-            page = self.tail.read(self.after) or await self.tail.read_from(self.store, self.after, _FRAME_BYTES)
-        else:
-            page = Page(b"", self.after)
-        if stretch is not None and self._holds_back(stretch, page):
-            page = _cut(page, self.after, stretch.closed_at - 1)
+        page = self.tail.read(self.after)
+        if page is None:
+            # Of a page that deltas go before nothing would be left.
+            is_held = self._barrier() == self.after + 1
+            page = _none(self.after) if is_held else await self.tail.read_from(self.store, self.after, _FRAME_BYTES)
+        if page.data and self._chain is not None:
+            page = self._move(page)
         self.after = page.last_sequence
-        deltas = self._deltas()
+        deltas = self._take() if self._places else b""
         if not page.data and not deltas:
             return b""
         return page.data + deltas + _HEAD_TAG + varint(max(self.tail.head, self.after))
@@ -72,38 +77,54 @@ class _Cursor:
         """A frame that only says how far the log is."""
         return _HEAD_TAG + varint(self.tail.head)
 
-    def _skip(self) -> None:
-        """Go on to the next stretch when this one is closed and told, or past."""
-        place = self.place
-        while place is not None and place.stretch.closed_at and place.stretch.next is not None:
-            if self.after < place.stretch.closed_at and not self._is_spent():
-                return
-            place.move(place.stretch.next)
+    def _move(self, page: Page) -> Page:
+        """Take places in the stretches that a page opens, cut it where deltas go before it, and leave what is past."""
+        while self._chain is not None and (link := self._chain.next) is not None:
+            if link.stretch.opened_at > page.last_sequence:
+                break
+            self._chain = link
+            self._places.append(Place(link.stretch))
+        barrier = self._barrier()
+        if barrier <= page.last_sequence:
+            page = _cut(page, self.after, int(barrier) - 1)
+        after = page.last_sequence
+        self._places = [place for place in self._places if not 0 < place.stretch.closed_at <= after]
+        return page
 
-    def _is_spent(self) -> bool:
-        place = self.place
-        if place is None:
-            return True
-        stretch = place.stretch
-        return place.pieces == len(stretch.pieces) and place.progress == stretch.told
+    def _barrier(self) -> float:
+        """The first event that would overtake deltas which are not told yet."""
+        barrier = inf
+        for place in self._places:
+            closed_at = place.stretch.closed_at
+            if closed_at and closed_at < barrier and not place.is_spent:
+                barrier = closed_at
+        return barrier
 
-    def _holds_back(self, stretch: Stretch, page: Page) -> bool:
-        """Whether the page would overtake deltas that are not told yet."""
-        return self.after < stretch.closed_at <= page.last_sequence and not self._is_spent()
+    def _take(self) -> bytes:
+        """Take what is new in all stretches that are open here, as much as a frame takes.
 
-    def _deltas(self) -> bytes:
-        place = self.place
-        if place is None or self.after < place.stretch.opened_at:
-            return b""
-        if place.stretch.closed_at and self.after >= place.stretch.closed_at:
-            return b""
-        return place.take()
+        Where a frame does not take everything, the next one begins with those who came too short.
+        """
+        room, taken = FRAME_CHARACTERS, b""
+        for number, place in enumerate(self._places):
+            if place.stretch.opened_at <= self.after and (data := place.take(room)):
+                taken = taken + data if taken else data
+                room -= len(data)
+                if room <= 0:
+                    self._places = [*self._places[number + 1 :], *self._places[: number + 1]]
+                    break
+        return taken
+
+
+def _none(after: int) -> Page:
+    """A page without events."""
+    return Page(b"", after)
 
 
 def _cut(page: Page, after: int, last_sequence: int) -> Page:
     """The page up to a sequence."""
     if last_sequence <= after:
-        return Page(b"", after)
+        return _none(after)
     events = frames.split(page.data)[: last_sequence - after]
     return Page(frames.frame(events), last_sequence)
 
@@ -114,7 +135,7 @@ async def watch(call: Call, watches: Watches, tail: Tail, after: int, driver: Dr
     Raises WatchAhead, WatchCompacted, WatchStalled, Draining.
     """
     tail.check(after)
-    cursor = _Cursor(tail, watches.store, after, driver)
+    cursor = Cursor(tail, watches.store, after, driver)
     watches.cursors.add(cursor)
     try:
         await _follow(call, watches, cursor)
@@ -122,7 +143,7 @@ async def watch(call: Call, watches: Watches, tail: Tail, after: int, driver: Dr
         watches.cursors.discard(cursor)
 
 
-async def _follow(call: Call, watches: Watches, cursor: _Cursor) -> None:
+async def _follow(call: Call, watches: Watches, cursor: Cursor) -> None:
     tail, has_sent = cursor.tail, False
     while True:
         frame = await cursor.next()

@@ -1,8 +1,8 @@
 """What is counted, and the listener that counts it from the events of runs. docs/telemetry.md lists it all.
 
 Above: the composition, which hands the listener to the runtime and the instruments to the exporters. Below:
-`instruments`. Nothing that a client or a model wrote becomes a label but names: of namespaces, models, tools and
-states. Ids of runs are no labels.
+`instruments`. Nothing that a client or a model wrote becomes a label but names: of namespaces, models, tools,
+operators and states. Ids of runs are no labels.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from behest.v1 import model_event_pb2 as model
+from behest.v1 import node_event_pb2 as node
 from behest.v1 import run_event_pb2 as events
 from behest.v1 import tool_event_pb2 as tool
 from behest.v1.run_state_pb2 import RunState
@@ -68,6 +69,12 @@ TOOL_DURATION = Description(
     "Attempts at calls of tools; error.type says why one failed.",
     (names.TOOL, names.NAMESPACE, names.ERROR),
 )
+NODE_DURATION = Description(
+    "behest.node.duration",
+    "s",
+    "Visits of nodes of reasoning graphs, by what came of them; error.type says why one failed.",
+    (names.OPERATOR, names.NAMESPACE, names.OUTCOME, names.ERROR),
+)
 RPC_DURATION = Description(
     "rpc.server.call.duration",
     "s",
@@ -88,13 +95,13 @@ _OUTPUT, _INPUT = "output", "input"
 class _Live:
     """What has to be remembered of a run until something of it ends."""
 
-    __slots__ = ("asked", "endpoint", "has_spoken", "requested_ns", "state", "tools")
+    __slots__ = ("asked", "has_spoken", "requested", "state", "tools")
 
     def __init__(self) -> None:
         self.state = self.asked = 0
         """As they are counted: its state, and how many of its calls wait for an approval."""
-        self.endpoint = ""
-        self.requested_ns = 0
+        self.requested: dict[int, tuple[int, str]] = {}
+        """When the latest attempt of each open step was made, and at which model."""
         self.has_spoken = False
         self.tools: dict[str, str] = {}
 
@@ -108,6 +115,7 @@ class Metrics:
         "instruments",
         "model_duration",
         "model_tokens",
+        "node_duration",
         "rpc_duration",
         "rpc_refused",
         "runs",
@@ -121,13 +129,15 @@ class Metrics:
         self.model_duration = Histogram(MODEL_DURATION)
         self.model_tokens = Histogram(MODEL_TOKENS, TOKENS)
         self.tool_duration = Histogram(TOOL_DURATION)
+        self.node_duration = Histogram(NODE_DURATION)
         self.rpc_duration = Histogram(RPC_DURATION, (*QUICK_SECONDS, 30.0, 300.0))
         self.rpc_refused = Counter(RPC_REFUSED)
         runs = self.runs
         self.instruments: list[Instrument] = [
             *runs.current,
             *(runs.created, runs.ended, runs.duration, runs.queued, runs.first_delta, runs.first_chunk),
-            *(self.model_duration, self.model_tokens, self.tool_duration, self.rpc_duration, self.rpc_refused),
+            *(self.model_duration, self.model_tokens, self.tool_duration, self.node_duration),
+            *(self.rpc_duration, self.rpc_refused),
         ]
 
     def trace(self, traceparent: str, key: str = "") -> Trace:
@@ -141,7 +151,7 @@ class Metrics:
     def adopted(self, run: Run, now_ns: int) -> None:
         """See Listener."""
         live = self._live_of(run)
-        live.tools = {call.call.id: call.call.name for call in run.step.calls}
+        live.tools = {call.call.id: call.call.name for call in run.calls}
         # What was said, was said in an earlier process.
         live.has_spoken = run.spend.attempts > 0
         self.runs.move(live, run.state, asked(run))
@@ -166,19 +176,19 @@ class Metrics:
             count = _COUNTED.get(type(payload))
             if count is not None:
                 count(self, live, after, payload, now_ns)
-        waiting = asked(after) if after.step.calls else 0
+        waiting = asked(after) if after.step.calls or after.nodes is not None else 0
         if after.state != live.state or waiting != live.asked:
             self.runs.move(live, after.state, waiting)
 
-    def first_delta(self, run: Run, now_ns: int) -> None:
+    def first_delta(self, run: Run, step: int, now_ns: int) -> None:
         """See Listener."""
         live = self._live.get((run.created.namespace, run.id))
         if live is None:
             return
         trace = self.trace(run.created.traceparent, w3c.run_key(run.id))
-        if live.requested_ns:
-            labels = (live.endpoint, run.created.namespace)
-            self.runs.first_chunk.observe((now_ns - live.requested_ns) / SECOND, labels, trace)
+        if step in live.requested:
+            requested_ns, endpoint = live.requested[step]
+            self.runs.first_chunk.observe((now_ns - requested_ns) / SECOND, (endpoint, run.created.namespace), trace)
         if not live.has_spoken:
             live.has_spoken = True
             self.runs.first_delta.observe((now_ns - run.life.create_ns) / SECOND, (), trace)
@@ -196,7 +206,13 @@ class Metrics:
         self.runs.duration.observe((now_ns - run.life.create_ns) / SECOND, (state,), trace)
 
     def _requested(self, live: _Live, run: Run, payload: Any, now_ns: int) -> None:
-        live.requested_ns, live.endpoint = now_ns, payload.endpoint
+        requested = (now_ns, payload.endpoint)
+        if run.nodes is None:
+            live.requested = {payload.step: requested}
+            return
+        open_steps = {step for step, _ in run.attempts}
+        others = {step: known for step, known in live.requested.items() if step in open_steps}
+        live.requested = {**others, payload.step: requested}
 
     def _tool_started(self, live: _Live, run: Run, payload: Any, now_ns: int) -> None:
         live.tools[payload.call_id] = payload.name
@@ -217,6 +233,26 @@ class Metrics:
         name = live.tools.get(payload.call_id, OTHER) if payload.attempt else OTHER
         labels = (name, run.created.namespace, error)
         self.tool_duration.observe(elapsed.seconds + elapsed.nanos / SECOND, labels, trace)
+
+    def _node_completed(self, live: _Live, run: Run, payload: node.NodeCompleted, now_ns: int) -> None:
+        outcome = node.NodeOutcome.Name(payload.outcome).removeprefix("NODE_OUTCOME_").lower()
+        self._node(run, payload.visit, now_ns, (outcome, ""))
+
+    def _node_failed(self, live: _Live, run: Run, payload: node.NodeFailed, now_ns: int) -> None:
+        self._node(run, payload.visit, now_ns, ("", payload.reason or OTHER))
+
+    def _node_skipped(self, live: _Live, run: Run, payload: node.NodeSkipped, now_ns: int) -> None:
+        if payload.visit:
+            outcome = node.NodeSkipReason.Name(payload.reason).removeprefix("NODE_SKIP_REASON_").lower()
+            self._node(run, payload.visit, now_ns, (outcome, ""))
+
+    def _node(self, run: Run, number: int, now_ns: int, how: tuple[str, str]) -> None:
+        if run.nodes is None:
+            return
+        visit = run.nodes.visit(number)
+        labels = (visit.started.operator or names.SUBGRAPH, run.created.namespace, *how)
+        trace = self.trace(run.created.traceparent, w3c.node_key(run.id, number))
+        self.node_duration.observe((now_ns - visit.start_ns) / SECOND, labels, trace)
 
     # --- of everything else ---
 
@@ -275,4 +311,7 @@ _COUNTED: dict[type, Callable[[Metrics, _Live, Run, Any, int], None]] = {
     tool.ToolCompleted: Metrics._tool_completed,
     tool.ToolFailed: Metrics._tool_failed,
     tool.ToolOutcomeUnknown: Metrics._tool_unknown,
+    node.NodeCompleted: Metrics._node_completed,
+    node.NodeFailed: Metrics._node_failed,
+    node.NodeSkipped: Metrics._node_skipped,
 }

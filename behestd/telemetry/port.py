@@ -26,8 +26,8 @@ class Listener(Protocol):
         """Events of a run have become durable; this is the run after them."""
         ...
 
-    def first_delta(self, run: Run, now_ns: int) -> None:
-        """The first piece of the answer of the run's open attempt at a model has come."""
+    def first_delta(self, run: Run, step: int, now_ns: int) -> None:
+        """The first piece of the answer of a step's open attempt at a model has come."""
         ...
 
     def gone(self, run: Run) -> None:
@@ -46,7 +46,7 @@ class Silence:
     def committed(self, after: Run, payloads: Sequence[Payload], now_ns: int) -> None:
         """Do nothing."""
 
-    def first_delta(self, run: Run, now_ns: int) -> None:
+    def first_delta(self, run: Run, step: int, now_ns: int) -> None:
         """Do nothing."""
 
     def gone(self, run: Run) -> None:
@@ -95,10 +95,10 @@ class Several:
         for listener in self.listeners:
             listener.committed(after, payloads, now_ns)
 
-    def first_delta(self, run: Run, now_ns: int) -> None:
+    def first_delta(self, run: Run, step: int, now_ns: int) -> None:
         """See Listener."""
         for listener in self.listeners:
-            listener.first_delta(run, now_ns)
+            listener.first_delta(run, step, now_ns)
 
     def gone(self, run: Run) -> None:
         """See Listener."""

@@ -1,4 +1,4 @@
-"""Spans of runs, made of the events that their drivers commit: run, step, attempt at a model, attempt at a tool call.
+"""Spans of runs, made of the events that their drivers commit: run, node, step, attempt at a model or a tool call.
 
 Above: the composition, which hands the listener to the runtime when there is a collector. Below: a tracer. A span is
 made when it ends, of what is in the log and of when it began; its id is named by something in the log (`w3c`), so that
@@ -17,10 +17,13 @@ from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, Status,
 
 from behest.v1 import context_event_pb2 as context
 from behest.v1 import model_event_pb2 as model
+from behest.v1 import node_event_pb2 as node
 from behest.v1 import run_event_pb2 as events
 from behest.v1 import tool_event_pb2 as tool
 from behest.v1.chat_pb2 import FinishReason
 from behest.v1.run_state_pb2 import RunState
+from behestd.core.lanes import lane_of_call
+from behestd.core.nodes import NodeStatus
 from behestd.core.run import Payload
 from behestd.core.state import Run, state_name
 from behestd.telemetry import names, w3c
@@ -65,19 +68,31 @@ class TracerRecorder:
         span.end(max(ended.end_ns, ended.begin_ns))
 
 
-class _Live:
-    """What is known of the spans of a run that have not ended. Times are when they began."""
+class _Step:
+    """What is known of a step whose span has not ended. Times are when it, and its latest attempt, began."""
 
-    __slots__ = ("calls", "endpoint", "is_resumed", "request_ns", "step", "step_ns", "summary_ns")
+    __slots__ = ("begin_ns", "endpoint", "is_resumed", "request_ns", "visit")
+
+    def __init__(self, visit: int, begin_ns: int) -> None:
+        self.visit = visit
+        self.begin_ns = self.request_ns = begin_ns
+        self.endpoint = ""
+        self.is_resumed = False
+
+
+class _Live:
+    """What is known of the spans of a run that have not ended."""
+
+    __slots__ = ("calls", "steps", "summary_ns", "visits")
 
     def __init__(self) -> None:
-        self.step = 0
-        self.step_ns = 0
-        self.request_ns = 0
+        self.steps: dict[int, _Step] = {}
+        """By number. A run without a graph has one at a time, of visit 0."""
         self.summary_ns = 0
-        self.endpoint = ""
-        self.calls: dict[str, tuple[int, tool.ToolStarted]] = {}
-        self.is_resumed = False
+        self.calls: dict[str, tuple[int, int, tool.ToolStarted]] = {}
+        """When an attempt at a call began, and its step."""
+        self.visits: list[int] = []
+        """Of a graph's nodes, in the order in which they began."""
 
 
 class Spans:
@@ -94,18 +109,23 @@ class Spans:
         if not w3c.is_recorded(run.created.traceparent):
             return
         live = self._live[run.created.namespace, run.id] = _Live()
-        live.is_resumed = True
-        live.step, live.step_ns, live.request_ns, live.summary_ns = run.step.number, now_ns, now_ns, now_ns
-        live.endpoint = run.step.open.endpoint if run.step.open is not None else ""
-        for call in run.step.calls:
-            if call.started is not None:
-                live.calls[call.call.id] = (call.first_start_ns or now_ns, call.started)
+        live.summary_ns = now_ns
+        lanes = run.nodes.lanes.values() if run.nodes is not None else ()
+        visits = run.nodes.visits if run.nodes is not None else ()
+        live.visits = [visit.number for visit in visits if visit.status is NodeStatus.RUNNING]
+        for visit, step in ((lane.visit, lane.step) for lane in lanes) if lanes else ((0, run.step),):
+            if step.number:
+                known = live.steps[step.number] = _Step(visit, now_ns)
+                known.endpoint, known.is_resumed = step.open.endpoint if step.open is not None else "", True
+            for call in step.calls:
+                if call.started is not None:
+                    live.calls[call.call.id] = (call.first_start_ns or now_ns, step.number, call.started)
 
     def gone(self, run: Run) -> None:
         """See Listener."""
         self._live.pop((run.created.namespace, run.id), None)
 
-    def first_delta(self, run: Run, now_ns: int) -> None:
+    def first_delta(self, run: Run, step: int, now_ns: int) -> None:
         """See Listener."""
 
     def committed(self, after: Run, payloads: Sequence[Payload], now_ns: int) -> None:
@@ -123,11 +143,17 @@ class Spans:
 
     # --- steps and attempts at models ---
 
+    def _built(self, live: _Live, run: Run, payload: context.ContextBuilt, now_ns: int) -> None:
+        if payload.visit:
+            self._end_steps(live, run, payload.visit, now_ns)
+            live.steps[payload.step] = _Step(payload.visit, now_ns)
+
     def _requested(self, live: _Live, run: Run, payload: model.ModelRequested, now_ns: int) -> None:
-        if payload.step != live.step:
-            self._end_step(live, run, now_ns)
-            live.step, live.step_ns, live.is_resumed = payload.step, now_ns, False
-        live.request_ns, live.endpoint = now_ns, payload.endpoint
+        step = live.steps.get(payload.step)
+        if step is None:
+            self._end_steps(live, run, 0, now_ns)
+            step = live.steps[payload.step] = _Step(0, now_ns)
+        step.request_ns, step.endpoint = now_ns, payload.endpoint
 
     def _answered(self, live: _Live, run: Run, payload: model.ModelCompleted, now_ns: int) -> None:
         reason = FinishReason.Name(payload.finish_reason).removeprefix("FINISH_REASON_").lower()
@@ -141,9 +167,12 @@ class Spans:
         self._end_attempt(live, run, payload, now_ns, {}, reason)
 
     def _end_attempt(self, live: _Live, run: Run, payload: Any, now_ns: int, more: Attributes, error: str = "") -> None:
-        name, attributes = _chat(live.endpoint, payload)
+        step = live.steps.get(payload.step)
+        if step is None:
+            return
+        name, attributes = _chat(step.endpoint, payload)
         key, parent = w3c.model_key(run.id, payload.step, payload.attempt), self._step(run, payload.step)
-        times = (live.request_ns, now_ns)
+        times = (step.request_ns, now_ns)
         self._recorder.record(Ended(name, parent, key, *times, {**attributes, **more}, error, is_remote=True))
 
     def _summary_requested(self, live: _Live, run: Run, payload: Any, now_ns: int) -> None:
@@ -163,14 +192,15 @@ class Spans:
         times = (live.summary_ns, now_ns)
         self._recorder.record(Ended(name, parent, key, *times, attributes, error, is_remote=True))
 
-    def _end_step(self, live: _Live, run: Run, now_ns: int) -> None:
-        if not live.step:
-            return
-        attributes = {names.STEP: live.step, names.RESUMED: live.is_resumed or None}
-        key = w3c.step_key(run.id, live.step)
-        self._recorder.record(Ended("step", _above(run), key, live.step_ns, now_ns, attributes))
-        live.step = 0
-        live.calls.clear()
+    def _end_steps(self, live: _Live, run: Run, visit: int, now_ns: int) -> None:
+        """End the steps of a visit, of which there is one at most; 0: that of a run without a graph."""
+        for number in [number for number, step in live.steps.items() if step.visit == visit]:
+            step = live.steps.pop(number)
+            attributes = {names.STEP: number, names.RESUMED: step.is_resumed or None}
+            above = _node(run, visit) if visit else _above(run)
+            self._recorder.record(Ended("step", above, w3c.step_key(run.id, number), step.begin_ns, now_ns, attributes))
+            for call_id in [call_id for call_id, (_, of, _) in live.calls.items() if of == number]:
+                del live.calls[call_id]
 
     def _step(self, run: Run, step: int) -> str:
         """The context of a step, which its attempts stand under."""
@@ -179,7 +209,9 @@ class Spans:
     # --- tool calls ---
 
     def _tool_started(self, live: _Live, run: Run, payload: tool.ToolStarted, now_ns: int) -> None:
-        live.calls[payload.call_id] = (now_ns, payload)
+        lane = lane_of_call(run, payload.call_id)
+        step = lane.step.number if lane is not None else next(iter(live.steps), 0)
+        live.calls[payload.call_id] = (now_ns, step, payload)
 
     def _tool_completed(self, live: _Live, run: Run, payload: tool.ToolCompleted, now_ns: int) -> None:
         self._end_call(live, run, payload, now_ns, "tool_error" if payload.is_error else "")
@@ -194,7 +226,7 @@ class Spans:
         begun = live.calls.pop(payload.call_id, None)
         if begun is None or not payload.attempt:
             return
-        begin_ns, started = begun
+        begin_ns, step, started = begun
         attributes = {
             names.OPERATION: names.OPERATION_TOOL,
             names.TOOL: started.name,
@@ -202,13 +234,54 @@ class Spans:
             names.ATTEMPT: payload.attempt,
         }
         name, is_remote = f"{names.OPERATION_TOOL} {started.name}", bool(started.endpoint)
-        parent, key = self._step(run, live.step), w3c.tool_key(started.key, payload.attempt)
+        parent, key = self._step(run, step), w3c.tool_key(started.key, payload.attempt)
         self._recorder.record(Ended(name, parent, key, begin_ns, now_ns, attributes, error, is_remote))
+
+    # --- nodes ---
+
+    def _node_started(self, live: _Live, run: Run, payload: node.NodeStarted, now_ns: int) -> None:
+        live.visits.append(payload.visit)
+        if payload.step:
+            live.steps[payload.step] = _Step(payload.visit, now_ns)
+
+    def _node_completed(self, live: _Live, run: Run, payload: node.NodeCompleted, now_ns: int) -> None:
+        outcome = node.NodeOutcome.Name(payload.outcome).removeprefix("NODE_OUTCOME_").lower()
+        self._end_node(live, run, payload.visit, now_ns, {names.OUTCOME: outcome})
+
+    def _node_failed(self, live: _Live, run: Run, payload: node.NodeFailed, now_ns: int) -> None:
+        self._end_node(live, run, payload.visit, now_ns, {}, payload.reason or "unknown")
+
+    def _node_skipped(self, live: _Live, run: Run, payload: node.NodeSkipped, now_ns: int) -> None:
+        if payload.visit:
+            outcome = node.NodeSkipReason.Name(payload.reason).removeprefix("NODE_SKIP_REASON_").lower()
+            self._end_node(live, run, payload.visit, now_ns, {names.OUTCOME: outcome})
+
+    def _end_node(self, live: _Live, run: Run, number: int, now_ns: int, more: Attributes, error: str = "") -> None:
+        if run.nodes is None:
+            return
+        visit = run.nodes.visit(number)
+        live.visits = [other for other in live.visits if other != number]
+        self._end_steps(live, run, number, now_ns)
+        started = visit.started
+        operator = started.operator or names.SUBGRAPH
+        attributes = {
+            names.NODE: started.node,
+            names.OPERATOR: operator,
+            names.VISIT: number,
+            names.INPUT_TOKENS: visit.spend.input_tokens,
+            names.OUTPUT_TOKENS: visit.spend.output_tokens,
+            **more,
+        }
+        above = _node(run, started.scope) if started.scope else _above(run)
+        key, times = w3c.node_key(run.id, number), (visit.start_ns, now_ns)
+        self._recorder.record(Ended(f"node {operator}", above, key, *times, attributes, error))
 
     # --- the run ---
 
     def _ended(self, live: _Live, run: Run, payload: Any, now_ns: int) -> None:
-        self._end_step(live, run, now_ns)
+        for visit in reversed(live.visits):
+            self._end_node(live, run, visit, now_ns, {}, state_name(run.state).lower())
+        self._end_steps(live, run, 0, now_ns)
         created, agent = run.created, run.definition.agent_id
         error = "" if run.state in _OK else _reason(run)
         attributes = {
@@ -229,6 +302,11 @@ class Spans:
 def _above(run: Run) -> str:
     """The context of a run's span, which its steps stand under."""
     return w3c.under(run.created.traceparent, w3c.run_key(run.id))
+
+
+def _node(run: Run, visit: int) -> str:
+    """The context of a node's span, which its steps, and the nodes of a subgraph, stand under."""
+    return w3c.under(run.created.traceparent, w3c.node_key(run.id, visit))
 
 
 def _chat(endpoint: str, payload: Any) -> tuple[str, dict[str, Any]]:
@@ -253,6 +331,7 @@ def _reason(run: Run) -> str:
 
 
 _FOLLOWED: dict[type, Callable[[Spans, _Live, Run, Any, int], None]] = {
+    context.ContextBuilt: Spans._built,
     model.ModelRequested: Spans._requested,
     model.ModelCompleted: Spans._answered,
     model.ModelFailed: Spans._failed,
@@ -264,5 +343,9 @@ _FOLLOWED: dict[type, Callable[[Spans, _Live, Run, Any, int], None]] = {
     tool.ToolCompleted: Spans._tool_completed,
     tool.ToolFailed: Spans._tool_failed,
     tool.ToolOutcomeUnknown: Spans._tool_unknown,
+    node.NodeStarted: Spans._node_started,
+    node.NodeCompleted: Spans._node_completed,
+    node.NodeFailed: Spans._node_failed,
+    node.NodeSkipped: Spans._node_skipped,
     **dict.fromkeys(_ENDS, Spans._ended),
 }

@@ -73,6 +73,11 @@ def summary_key(run_id: str, attempt: int) -> str:
     return f"{run_id}\0summary\0{attempt}"
 
 
+def node_key(run_id: str, visit: int) -> str:
+    """What names the span of a visit of a node of a run's graph."""
+    return f"{run_id}\0node\0{visit}"
+
+
 def tool_key(key: str, attempt: int) -> str:
     """What names the span of an attempt at a tool call, by the call's idempotency key."""
     return f"{key}\0{attempt}"

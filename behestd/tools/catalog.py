@@ -16,6 +16,7 @@ from fnmatch import fnmatchcase
 from types import MappingProxyType
 
 from behest.v1.model_event_pb2 import FailureClass
+from behest.v1.operator_pb2 import Operator
 from behest.v1.server_pb2 import Server
 from behest.v1.tool_pb2 import Executed, Tool, ToolPolicy
 from behestd.core.places import Place
@@ -189,6 +190,8 @@ class Catalog:
         self._servers: dict[str, dict[str, tuple[Offer, ...]]] = {}
         self._snapshots: dict[str, Snapshot] = {}
         self._functions_only = Snapshot(())
+        self.operators: dict[str, Operator] = {}
+        """Operators of reasoning graphs whose work functions of extensions do, by name."""
 
     def snapshot(self, namespace: str) -> Snapshot:
         """The tools of a namespace now."""

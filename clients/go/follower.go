@@ -2,6 +2,8 @@ package behest
 
 import (
 	"cmp"
+	"maps"
+	"slices"
 	"strings"
 
 	"google.golang.org/protobuf/proto"
@@ -25,11 +27,14 @@ type Discarded struct {
 	Attempt int32
 }
 
-// attempt numbers an attempt of a step, or a piece of progress of an attempt.
-type attempt struct{ step, number int64 }
+// More steps than can be open, so that what comes late of one that is over is known as that.
+const rememberedSteps = 256
 
-func (a attempt) compare(b attempt) int {
-	return cmp.Or(cmp.Compare(a.step, b.step), cmp.Compare(a.number, b.number))
+// told numbers a piece of progress of an attempt.
+type told struct{ attempt, index int64 }
+
+func (t told) compare(other told) int {
+	return cmp.Or(cmp.Compare(t.attempt, other.attempt), cmp.Compare(t.index, other.index))
 }
 
 type growthKey struct {
@@ -37,30 +42,40 @@ type growthKey struct {
 	kind string
 }
 
+// step is the model attempt of a step that is open or was last: its number, whether it is over, what it has shown.
+type step struct {
+	// The visit of a graph's node that the step belongs to; 0 when it is none's, or not known.
+	visit   int32
+	attempt int32
+	isOver  bool
+	growths map[growthKey]*growth
+}
+
 // follower turns frames into updates, from one sequence of one run on. Events come out in sequence, each once; a
-// piece of the open step comes out once, however often a new stream sends the step from its start; what an attempt
-// has shown that counts no more is taken back before anything of the next one comes.
+// piece of an open step comes out once, however often a new stream sends the step from its start; what an attempt
+// has shown that counts no more is taken back before anything of the next one comes. Nodes of a graph have steps
+// beside each other.
 type follower struct {
 	runID    string
 	sequence uint64
 	terminal *behestv1.Event
 
-	// The model attempt that is open or was last, and whether it is over.
-	attempt attempt
-	isOver  bool
-	growths map[growthKey]*growth
+	// The steps that are open, and of those that are over the latest ones.
+	steps map[int32]*step
 	// The latest progress told of each call.
-	progress map[string]attempt
+	progress map[string]told
 }
 
 func newFollower(runID string, after uint64) *follower {
-	return &follower{runID: runID, sequence: after, growths: map[growthKey]*growth{}, progress: map[string]attempt{}}
+	return &follower{runID: runID, sequence: after, steps: map[int32]*step{}, progress: map[string]told{}}
 }
 
-// reopened notes that frames come from a new stream, which sends the open step from its start.
+// reopened notes that frames come from a new stream, which sends the open steps from their start.
 func (f *follower) reopened() {
-	for _, each := range f.growths {
-		each.rewind()
+	for _, each := range f.steps {
+		for _, grown := range each.growths {
+			grown.rewind()
+		}
 	}
 }
 
@@ -87,16 +102,25 @@ func (f *follower) apply(got frame) ([]Update, error) {
 
 func (f *follower) before(updates []Update, event *behestv1.Event) []Update {
 	switch told := event.GetPayload().(type) {
+	case *behestv1.Event_ContextBuilt:
+		f.step(told.ContextBuilt.GetStep()).visit = told.ContextBuilt.GetVisit()
 	case *behestv1.Event_ModelRequested:
-		return f.begin(updates, attemptOf(told.ModelRequested))
+		return f.begin(updates, told.ModelRequested.GetStep(), told.ModelRequested.GetAttempt())
 	case *behestv1.Event_ModelCompleted:
 		// It repeats what deltas have shown: nothing is taken back.
-		clear(f.growths)
-		f.attempt, f.isOver = attemptOf(told.ModelCompleted), true
+		done := f.step(told.ModelCompleted.GetStep())
+		clear(done.growths)
+		done.attempt, done.isOver = told.ModelCompleted.GetAttempt(), true
 	case *behestv1.Event_ModelFailed:
-		return f.void(updates, attemptOf(told.ModelFailed))
+		return f.void(updates, told.ModelFailed.GetStep(), told.ModelFailed.GetAttempt())
 	case *behestv1.Event_ModelSuperseded:
-		return f.void(updates, attemptOf(told.ModelSuperseded))
+		return f.void(updates, told.ModelSuperseded.GetStep(), told.ModelSuperseded.GetAttempt())
+	case *behestv1.Event_NodeCompleted:
+		return f.left(updates, told.NodeCompleted.GetVisit())
+	case *behestv1.Event_NodeFailed:
+		return f.left(updates, told.NodeFailed.GetVisit())
+	case *behestv1.Event_NodeSkipped:
+		return f.left(updates, told.NodeSkipped.GetVisit())
 	case *behestv1.Event_ToolCompleted:
 		delete(f.progress, told.ToolCompleted.GetCallId())
 	case *behestv1.Event_ToolFailed:
@@ -109,51 +133,79 @@ func (f *follower) before(updates []Update, event *behestv1.Event) []Update {
 	return updates
 }
 
-func (f *follower) begin(updates []Update, next attempt) []Update {
-	if next.compare(f.attempt) > 0 {
-		updates = f.discard(updates)
-		f.attempt, f.isOver = next, false
+func (f *follower) step(number int32) *step {
+	if known := f.steps[number]; known != nil {
+		return known
+	}
+	if len(f.steps) >= rememberedSteps {
+		over := slices.Sorted(maps.Keys(f.steps))
+		over = slices.DeleteFunc(over, func(each int32) bool { return !f.steps[each].isOver })
+		for _, each := range over[:min(len(over), rememberedSteps/2)] {
+			delete(f.steps, each)
+		}
+	}
+	f.steps[number] = &step{growths: map[growthKey]*growth{}}
+	return f.steps[number]
+}
+
+func (f *follower) begin(updates []Update, number, attempt int32) []Update {
+	begun := f.step(number)
+	if attempt > begun.attempt {
+		updates = discard(updates, number, begun)
+		begun.attempt, begun.isOver = attempt, false
 	}
 	return updates
 }
 
-func (f *follower) void(updates []Update, ended attempt) []Update {
-	if ended.compare(f.attempt) >= 0 {
-		updates = f.discard(updates)
-		f.attempt, f.isOver = ended, true
+func (f *follower) void(updates []Update, number, attempt int32) []Update {
+	ended := f.step(number)
+	if attempt >= ended.attempt {
+		updates = discard(updates, number, ended)
+		ended.attempt, ended.isOver = attempt, true
 	}
 	return updates
 }
 
-func (f *follower) discard(updates []Update) []Update {
-	if len(f.growths) == 0 {
+// left ends the steps of a visit of a node.
+func (f *follower) left(updates []Update, visit int32) []Update {
+	for number, each := range f.steps {
+		if visit != 0 && each.visit == visit {
+			updates = f.void(updates, number, each.attempt)
+		}
+	}
+	return updates
+}
+
+func discard(updates []Update, number int32, voided *step) []Update {
+	if len(voided.growths) == 0 {
 		return updates
 	}
-	clear(f.growths)
-	return append(updates, Update{Discarded: &Discarded{int32(f.attempt.step), int32(f.attempt.number)}})
+	clear(voided.growths)
+	return append(updates, Update{Discarded: &Discarded{number, voided.attempt}})
 }
 
 func (f *follower) grown(updates []Update, delta *behestv1.Delta) []Update {
 	kind, piece := pieceOf(delta)
 	if kind == "tool_progress" {
-		told := attempt{int64(delta.GetAttempt()), delta.GetIndex()}
-		if last, ok := f.progress[delta.GetCallId()]; !ok || told.compare(last) > 0 {
-			f.progress[delta.GetCallId()] = told
+		next := told{int64(delta.GetAttempt()), delta.GetIndex()}
+		if last, ok := f.progress[delta.GetCallId()]; !ok || next.compare(last) > 0 {
+			f.progress[delta.GetCallId()] = next
 			updates = append(updates, Update{Delta: delta})
 		}
 		return updates
 	}
-	updates = f.begin(updates, attemptOf(delta))
-	if attemptOf(delta) != f.attempt || f.isOver || kind == "" {
+	updates = f.begin(updates, delta.GetStep(), delta.GetAttempt())
+	open := f.step(delta.GetStep())
+	if delta.GetAttempt() != open.attempt || open.isOver || kind == "" {
 		return updates
 	}
 	key := growthKey{delta.GetPart(), kind}
-	_, isKnown := f.growths[key]
-	fresh, fits := f.growth(key).grow(piece)
+	_, isKnown := open.growths[key]
+	fresh, fits := open.growth(key).grow(piece)
 	if !fits {
 		// Not what was held: another process goes on with the attempt. The committed message has it all.
-		updates = f.discard(updates)
-		fresh, _ = f.growth(key).grow(piece)
+		updates = discard(updates, delta.GetStep(), open)
+		fresh, _ = open.growth(key).grow(piece)
 	}
 	switch {
 	case fresh == piece && (piece != "" || !isKnown):
@@ -164,11 +216,11 @@ func (f *follower) grown(updates []Update, delta *behestv1.Delta) []Update {
 	return updates
 }
 
-func (f *follower) growth(key growthKey) *growth {
-	if f.growths[key] == nil {
-		f.growths[key] = &growth{}
+func (s *step) growth(key growthKey) *growth {
+	if s.growths[key] == nil {
+		s.growths[key] = &growth{}
 	}
-	return f.growths[key]
+	return s.growths[key]
 }
 
 // growth is one growing text of the open attempt, and how much of it the present stream has repeated.
@@ -194,47 +246,6 @@ func (g *growth) grow(piece string) (string, bool) {
 	}
 	g.text.WriteString(piece)
 	return piece, true
-}
-
-// speech is the text of the answers, in pieces, made whole by the committed messages.
-type speech map[int32]*strings.Builder
-
-// take gives the text that an update adds.
-func (s speech) take(update Update) string {
-	switch {
-	case update.Discarded != nil:
-		clear(s)
-	case update.Delta != nil:
-		if kind, piece := pieceOf(update.Delta); kind == "text" {
-			part := update.Delta.GetPart()
-			if s[part] == nil {
-				s[part] = &strings.Builder{}
-			}
-			s[part].WriteString(piece)
-			return piece
-		}
-	case update.Event.GetModelCompleted() != nil:
-		var rest strings.Builder
-		for number, part := range update.Event.GetModelCompleted().GetMessage().GetParts() {
-			if text := part.GetText(); text != nil {
-				var said string
-				if told := s[int32(number)]; told != nil {
-					said = told.String()
-				}
-				rest.WriteString(strings.TrimPrefix(text.GetText(), said))
-			}
-		}
-		clear(s)
-		return rest.String()
-	}
-	return ""
-}
-
-func attemptOf(told interface {
-	GetStep() int32
-	GetAttempt() int32
-}) attempt {
-	return attempt{int64(told.GetStep()), int64(told.GetAttempt())}
 }
 
 func pieceOf(delta *behestv1.Delta) (kind, piece string) {

@@ -21,6 +21,12 @@ func event(sequence uint64, payload any) *behestv1.Event {
 		made.Payload = &behestv1.Event_ModelCompleted{ModelCompleted: told}
 	case *behestv1.RunCompleted:
 		made.Payload = &behestv1.Event_RunCompleted{RunCompleted: told}
+	case *behestv1.NodeStarted:
+		made.Payload = &behestv1.Event_NodeStarted{NodeStarted: told}
+	case *behestv1.NodeSkipped:
+		made.Payload = &behestv1.Event_NodeSkipped{NodeSkipped: told}
+	case *behestv1.ContextBuilt:
+		made.Payload = &behestv1.Event_ContextBuilt{ContextBuilt: told}
 	case *behestv1.RunStarted:
 		made.Payload = &behestv1.Event_RunStarted{RunStarted: told}
 	}
@@ -120,8 +126,64 @@ func TestAGapARepeatAnotherRunAndAnEventAfterTheEndAreErrors(t *testing.T) {
 	}
 }
 
+// ofStep gives text deltas of a step's first attempt.
+func ofStep(step int32, pieces ...string) []*behestv1.Delta {
+	deltas := text(1, pieces...)
+	for _, delta := range deltas {
+		delta.Step = step
+	}
+	return deltas
+}
+
+func TestStepsSideBySideAreToldEachToItsEnd(t *testing.T) {
+	following := newFollower(runID, 0)
+	got := shown(t, following,
+		&behestv1.WatchRunResponse{Events: []*behestv1.Event{
+			event(1, &behestv1.ContextBuilt{Step: 1, Visit: 1}), event(2, &behestv1.ContextBuilt{Step: 2, Visit: 2}),
+			event(3, &behestv1.ModelRequested{Step: 1, Attempt: 1}), event(4, &behestv1.ModelRequested{Step: 2, Attempt: 1}),
+		}, Deltas: append(ofStep(2, "b"), ofStep(1, "a")...)},
+		&behestv1.WatchRunResponse{Deltas: append(ofStep(2, "bb"), ofStep(1, "aa")...)},
+		&behestv1.WatchRunResponse{Events: []*behestv1.Event{event(5, &behestv1.NodeSkipped{Visit: 2})}},
+		&behestv1.WatchRunResponse{Deltas: append(ofStep(2, "late"), ofStep(1, "aaa")...)},
+	)
+	if want := []string{"b", "a", "bb", "aa", "!", "aaa"}; !slices.Equal(got, want) {
+		t.Errorf("shown %q, want %q", got, want)
+	}
+}
+
+func TestTheTextOfAGraphIsThatOfTheNodeWhichAnswers(t *testing.T) {
+	following, said, whole := newFollower(runID, 0), newSpeech(), strings.Builder{}
+	message := &behestv1.Message{Parts: []*behestv1.Part{TextPart("four")}}
+	output := &behestv1.RunOutput{Text: "four"}
+	for _, frame := range []*behestv1.WatchRunResponse{
+		{Events: []*behestv1.Event{
+			event(1, &behestv1.NodeStarted{Visit: 1, Node: "solve", Operator: "solve"}),
+			event(2, &behestv1.NodeStarted{Visit: 2, Node: "answer", Operator: "answer"}),
+			event(3, &behestv1.ContextBuilt{Step: 1, Visit: 1}), event(4, &behestv1.ContextBuilt{Step: 2, Visit: 2}),
+		}, Deltas: append(ofStep(1, "no"), ofStep(2, "fo")...)},
+		{Events: []*behestv1.Event{
+			event(5, &behestv1.ModelCompleted{Step: 1, Attempt: 1, Message: &behestv1.Message{
+				Parts: []*behestv1.Part{TextPart("nothing")},
+			}}),
+			event(6, &behestv1.ModelCompleted{Step: 2, Attempt: 1, Message: message}),
+			event(7, &behestv1.RunCompleted{Output: output}),
+		}},
+	} {
+		updates, err := following.apply(frame)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, update := range updates {
+			whole.WriteString(said.take(update))
+		}
+	}
+	if whole.String() != "four" {
+		t.Errorf("said %q", whole.String())
+	}
+}
+
 func TestTheCommittedMessageMakesTheTextWhole(t *testing.T) {
-	following, said, whole := newFollower(runID, 0), speech{}, strings.Builder{}
+	following, said, whole := newFollower(runID, 0), newSpeech(), strings.Builder{}
 	message := &behestv1.Message{Parts: []*behestv1.Part{TextPart("hello you")}}
 	for _, frame := range []*behestv1.WatchRunResponse{
 		{Events: []*behestv1.Event{event(1, &behestv1.ModelRequested{Step: 1, Attempt: 1})}, Deltas: text(1, "hel", "lo")},

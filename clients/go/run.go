@@ -79,10 +79,10 @@ func (r *Run) Events(ctx context.Context) iter.Seq2[*behestv1.Event, error] {
 
 // Text gives the text of the model's answers as it comes, whole once the run has ended. When an attempt is given up
 // after some of its text was shown, the text of the next one follows from its start; where that matters, read
-// Updates. How the run ended is not judged: ask Result.
+// Updates. Of a run of a graph it is the answer alone. How the run ended is not judged: ask Result.
 func (r *Run) Text(ctx context.Context) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
-		said := speech{}
+		said := newSpeech()
 		for update, err := range r.Updates(ctx) {
 			piece := said.take(update)
 			if (err != nil || piece != "") && !yield(piece, err) {

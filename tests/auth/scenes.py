@@ -12,9 +12,8 @@ from behestd.service import reflection
 from behestd.service.credentials import Credentials, Token, digest, new_token
 from behestd.service.methods import describe
 from behestd.service.scopes import Caller
-from tests.service.edges import drain, reason
+from tests.service.edges import answered, drain
 
-TRIES = 10
 Metadata = tuple[tuple[str, str], ...]
 
 
@@ -61,19 +60,8 @@ def kind_of(name: str) -> str:
 
 
 async def called(channel: grpc.aio.Channel, name: str, metadata: Metadata = (), body: bytes = b"\xff") -> Any:
-    """Call a method by bytes, by default such that no request can be read from, and return what it answers.
-
-    Of a request that is sent while the call is refused, grpc.aio tells that it could not be sent, by INTERNAL without
-    details, and not of the refusal: then it is asked again.
-    """
+    """Call a method by bytes, by default such that no request can be read from, and return what it answers."""
     kind = kind_of(name)
-    for _ in range(TRIES):
-        request = iter([body]) if kind.startswith("stream") else body
-        call = getattr(channel, kind)(name)(request, metadata=metadata)
-        try:
-            return await (drain(call) if kind.endswith("stream") else call)
-        except grpc.aio.AioRpcError as error:
-            is_race = kind.startswith("stream") and error.code() is grpc.StatusCode.INTERNAL and not reason(error)
-            if not is_race:
-                raise
-    raise AssertionError(f"{name} was not answered")
+    request = iter([body]) if kind.startswith("stream") else body
+    call = getattr(channel, kind)(name)(request, metadata=metadata)
+    return await (drain(call) if kind.endswith("stream") else answered(call))

@@ -32,6 +32,7 @@ FAMILIES = {
     "SessionService": {"sessions:read", "sessions:write"},
     "SessionDataService": {"data:read", "data:write"},
     "AgentService": {"agents:read", "agents:write"},
+    "ReasoningService": {"agents:read", "agents:write"},
     "ChatService": {"models:use"},
     "EmbeddingService": {"models:use"},
     "ArtifactService": {"data:read", "data:write"},
@@ -42,6 +43,7 @@ FAMILIES = {
 }
 FREE = {
     *("GetServerInfo", "ListProviders", "ListModels", "GetModel", "ListTools", "GetTool", "ListContextSources"),
+    *("ListOperators", "ListStrategies", "MakeGraph"),
 }
 """What every known caller may ask: no data of anybody's."""
 

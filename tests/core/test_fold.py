@@ -7,13 +7,17 @@ from typing import Any
 
 import pytest
 
+from behest.v1.definition_pb2 import RunDefinition
 from behest.v1.event_pb2 import Event
+from behest.v1.graph_pb2 import Graph, GraphNode, Pipeline
 from behest.v1.message_pb2 import ToolCall
-from behest.v1.run_event_pb2 import ChildRunEnded, RunReleased
+from behest.v1.node_event_pb2 import NodeCompleted, NodeFailed, NodeSkipped, NodeStarted
+from behest.v1.run_event_pb2 import ChildRunEnded, RunCreated, RunReleased
 from behest.v1.run_service_pb2 import WatchRunResponse
 from behest.v1.run_state_pb2 import RunState
 from behest.v1.usage_pb2 import Usage
 from behestd.core.decide import decide
+from behestd.core.nodes import begin, started
 from behestd.core.run import KIND, TRANSITIONS, apply, evolve, fold, stored_bytes
 from behestd.core.signals import ModelEnded
 from behestd.core.state import Call, Run, Step, replace, state_name
@@ -66,7 +70,19 @@ EXPECTED: dict[str, dict[str, str]] = {
     "compaction_circuit_opened": stay("RUNNING"),
     "context_compaction_requested": stay("RUNNING"),
     "context_compaction_failed": stay("RUNNING", "WAITING", "CANCELLING"),
+    "node_started": stay("RUNNING"),
+    "node_completed": stay("RUNNING"),
+    "node_failed": stay("RUNNING"),
+    "node_skipped": stay("RUNNING"),
 }
+
+NODES = {
+    "node_started": NodeStarted(visit=2, node="second", operator="answer", inputs=[1], iteration=1),
+    "node_completed": NodeCompleted(visit=1, node="first"),
+    "node_failed": NodeFailed(visit=1, node="first"),
+    "node_skipped": NodeSkipped(visit=1, node="first"),
+}
+"""Events of the nodes of `with_graph`."""
 
 
 def in_state(state: str) -> Run:
@@ -76,8 +92,20 @@ def in_state(state: str) -> Run:
     return replace(run, state=RunState.Value(f"RUN_STATE_{state}"), step=Step(number=1, answered=True, calls=calls))
 
 
+def with_graph(run: Run) -> Run:
+    """The run as one of a graph, whose first node is at work."""
+    graph = Graph(nodes=[GraphNode(id="first", operator="reason"), GraphNode(id="second", operator="answer")])
+    graph.edges.add(to="second", pipeline=Pipeline(), **{"from": "first"})
+    nodes = begin(RunDefinition(graph=graph), RunCreated())
+    assert nodes is not None
+    first = NodeStarted(visit=1, node="first", operator="reason", iteration=1)
+    return replace(run, nodes=started(nodes, first, T0), step=Step())
+
+
 def payload_of(kind: str) -> Any:
-    """An event's payload with nothing but its call."""
+    """An event's payload with nothing but its call, or that of a node."""
+    if kind in NODES:
+        return NODES[kind]
     made = {name: payload for payload, name in KIND.items()}[kind]()
     if hasattr(made, "call_id") and kind not in ("child_run_started", "child_run_ended"):
         made.call_id = "c"
@@ -92,7 +120,7 @@ def test_every_kind_of_the_contract_has_a_row() -> None:
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("kind", EXPECTED)
 def test_an_event_leads_where_the_table_says_or_is_refused(kind: str, state: str) -> None:
-    run = in_state(state)
+    run = with_graph(in_state(state)) if kind in NODES else in_state(state)
     after = EXPECTED[kind].get(state)
     if after is None:
         with pytest.raises(LogCorrupt) as raised:
@@ -100,6 +128,12 @@ def test_an_event_leads_where_the_table_says_or_is_refused(kind: str, state: str
         assert raised.value.reason == "RUN_LOG_CORRUPT"
         return
     assert state_name(apply(run, payload_of(kind), T0).state) == after
+
+
+@pytest.mark.parametrize("kind", NODES)
+def test_a_run_without_a_graph_has_no_events_of_nodes(kind: str) -> None:
+    with pytest.raises(LogCorrupt):
+        apply(in_state("RUNNING"), payload_of(kind), T0)
 
 
 def test_a_claim_alone_raises_the_epoch() -> None:

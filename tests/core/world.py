@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from behest.v1.chat_pb2 import ResponseFormat, ResponseFormatKind
+from behest.v1.chat_service_pb2 import ChatEnd
 from behest.v1.definition_pb2 import Limits, PermissionRule, RunDefinition
 from behest.v1.run_event_pb2 import ClaimReason
 from behest.v1.tool_pb2 import Executed, SideEffect, Tool, ToolErrorPolicy, ToolUnknownPolicy
-from behestd.core.decide import decide
 from behestd.core.route import Health
 from behestd.core.run import fold
 from behestd.core.signals import (
@@ -35,8 +35,8 @@ from behestd.core.signals import (
     Wake,
 )
 from behestd.core.state import Phase, Run
-from behestd.core.wanted import wanted
 from behestd.errors import BehestError
+from behestd.runtime.kinds import decide, wanted
 from tests.core.stage import (
     AMBIGUOUS,
     ASK,
@@ -113,6 +113,8 @@ class World(Stage):
         self.buried: dict[str, tuple[int, int]] = {}
         self.classes: dict[str, int] = {}
         self.random = 0.5
+        self.patience = 400
+        """How much a run may do after the last fault."""
 
     # --- deciding and appending ---
 
@@ -169,7 +171,7 @@ class World(Stage):
         self.drop(replica)
 
     def _notice_classes(self) -> None:
-        for call in self.run.step.calls:
+        for call in self.run.calls:
             if call.started is not None:
                 self.classes[call.call.id] = call.started.side_effect
 
@@ -256,7 +258,7 @@ class World(Stage):
         """Let faults stop and time pass: every run comes to its end."""
         self.givens["health"] = Health()
         self.random = 0.5
-        for _ in range(400):
+        for _ in range(self.patience):
             if self.run.is_ended:
                 return
             if self.owner is None or self.owner.run is None or self.owner.run.head != self.run.head:
@@ -270,6 +272,10 @@ class World(Stage):
                 self.tell(self.owner, Wake())
         raise AssertionError(f"the run does not end: {self.kinds[-20:]}")
 
+    def reply(self, effect: CallModel) -> ChatEnd:
+        """What a model says when all is well."""
+        return answer("the end")
+
     def _serve(self, owner: Replica) -> bool:
         """Answer one effect that is wanted; whether there was one."""
         for effect in self.unsent(owner):
@@ -277,7 +283,7 @@ class World(Stage):
         for flight in owner.flights:
             match flight.effect:
                 case CallModel(step, attempt):
-                    self.tell(owner, ModelEnded(step, attempt, answer("the end")))
+                    self.tell(owner, ModelEnded(step, attempt, self.reply(flight.effect)))
                 case CallTool(call_id, attempt):
                     call = self.run.call(call_id)
                     assert call is not None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from behest.v1.definition_pb2 import (
     PermissionRule,
     PinnedCompaction,
 )
+from behest.v1.graph_pb2 import Graph, GraphNode, Loop, Race, Retry
 from behest.v1.message_pb2 import Message, Role
 from behest.v1.model_event_pb2 import ModelBound
 from behest.v1.model_pb2 import ModelLimits, Price
@@ -36,6 +37,7 @@ from behest.v1.run_state_pb2 import RunState, WaitReason
 from behest.v1.tool_pb2 import ToolUnknownPolicy
 from behest.v1.usage_pb2 import Usage
 from behestd.core.compaction import in_force
+from behestd.core.nodes import Visit
 from behestd.core.questions import ASK_USER
 from behestd.core.run import apply
 from behestd.core.signals import ChildEnded, SummaryBroke, SummaryEnded
@@ -61,6 +63,8 @@ from tests.core.stage import (
     said,
     tool,
 )
+from tests.reasoning.graph_stage import GraphStage, Reply, pinned
+from tests.reasoning.test_conduct import edge
 
 PLACE = Path(__file__).parent / "golden"
 
@@ -246,10 +250,45 @@ def children() -> Stage:
     return stage
 
 
-SCENES: dict[str, Callable[[], Stage]] = {
-    scene.__name__: scene
-    for scene in (text, tools, cancelled, timed_out, failed, rare, resumed, structured, summarised, asked, children)
-}
+def graph() -> Stage:
+    """A graph: a failed node, a way back, nodes side by side of which one is stopped, a subgraph, a call of a tool."""
+    inner = Graph(
+        nodes=[GraphNode(id="think", operator="reason"), GraphNode(id="tell", operator="answer")],
+        edges=[edge("think", "tell")],
+    )
+    nodes = [GraphNode(id=name, operator=operator) for name, operator in GOLDEN_NODES.items()]
+    whole = Graph(
+        nodes=[*nodes, GraphNode(id="inner", subgraph=inner)],
+        edges=[
+            edge("plan", "look"),
+            edge("plan", "plan", retry=Retry(max_attempts=2)),
+            edge("look", "plan", loop=Loop(max_iterations=1)),
+            edge("look", "slow", race=Race()),
+            edge("look", "fast", race=Race()),
+            edge("slow", "inner"),
+            edge("fast", "inner"),
+            edge("inner", "answer"),
+        ],
+    )
+    replies = {"plan": json.dumps({"rationale": "so", "steps": ["one", "two"]})}
+    fails = iter([True])
+
+    def says(visit: Visit, turn: int) -> Reply:
+        name = visit.started.node
+        if name == "plan" and next(fails, False):
+            return None
+        return (("see", '{"at": "it"}'),) if name == "look" and turn == 1 else replies.get(name, f"{name} says {turn}")
+
+    stage = GraphStage(pinned(whole, tool("see")), says)
+    stage.say("mind the gap")
+    return stage.play(lambda effects: effects[-1])
+
+
+GOLDEN_NODES = {"plan": "plan", "look": "act", "slow": "reason", "fast": "generate", "answer": "answer"}
+
+
+_PLAIN = (text, tools, cancelled, timed_out, failed, rare, resumed, structured, summarised, asked, children)
+SCENES: dict[str, Callable[[], Stage]] = {scene.__name__: scene for scene in (*_PLAIN, graph)}
 
 
 def plain(value: Any) -> Any:
@@ -257,10 +296,12 @@ def plain(value: Any) -> Any:
     if isinstance(value, AnyMessage):
         return MessageToDict(value, preserving_proto_field_name=True)
     if is_dataclass(value) and not isinstance(value, type):
-        skipped = ("created", "definition", "tool")
+        skipped = ("created", "definition", "tool", "tools", "shape")
         return {field.name: plain(getattr(value, field.name)) for field in fields(value) if field.name not in skipped}
     if isinstance(value, tuple | list):
         return [plain(item) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, frozenset):
         return sorted(plain(item) for item in value)
     return value.hex() if isinstance(value, bytes) else value

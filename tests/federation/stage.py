@@ -30,6 +30,8 @@ CLASSES = {
 PREFIX = "far_"
 """What the near daemon puts before the names of the far one's tools."""
 RETENTION_SECONDS = 72 * 3600
+ATTEMPTS = 100
+"""More than a call can need while its server is started again: those that are refused are over at once."""
 GIVE_UP_SECONDS = 60
 
 
@@ -97,7 +99,7 @@ class Stage:
 
 
 def _policies(prefix: str) -> dict[str, ToolPolicy]:
-    return {prefix + tool: ToolPolicy(side_effect=effect) for tool, effect in CLASSES.items()}
+    return {prefix + tool: ToolPolicy(side_effect=effect, max_attempts=ATTEMPTS) for tool, effect in CLASSES.items()}
 
 
 async def _register(at: Site, name: str, address: str, policies: dict[str, ToolPolicy], prefix: str = "") -> None:

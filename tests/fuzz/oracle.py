@@ -13,6 +13,7 @@ from google.protobuf.descriptor import Descriptor
 from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from google.rpc.status_pb2 import Status
 
+from behest.statuses import FirstStatus, is_cut_short
 from behest.v1.error_reason_pb2 import ErrorReason
 
 REASONS = frozenset(name.removeprefix("ERROR_REASON_") for name in ErrorReason.keys()[1:])
@@ -20,8 +21,6 @@ CALL_SECONDS = 5.0
 LOOK_SECONDS = 0.02
 """How long to look whether a stream has more to say."""
 FRAMES = 4
-CUT_SHORT = "Internal error from Core"
-"""What grpc.aio says, instead of the status, to a client that was about to write when the answer came."""
 REQUEST_BYTES = 4 * 1024 * 1024
 
 Calls = grpc.aio.StreamStreamMultiCallable[bytes, bytes]
@@ -57,6 +56,7 @@ async def ask(
     """
     calls: Calls = channel.stream_stream(method)
     call = calls(timeout=2 * CALL_SECONDS)
+    status = FirstStatus(call)
     frames: list[bytes] = []
     try:
         async with asyncio.timeout(CALL_SECONDS):
@@ -73,9 +73,9 @@ async def ask(
                 break
         if frame is not grpc.aio.EOF:
             return Answer(None, "", b"", tuple(frames))
-        return await _ended(call, frames)
+        return await _ended(call, status, frames)
     except grpc.aio.AioRpcError:
-        return await _ended(call, frames)
+        return await _ended(call, status, frames)
     except asyncio.CancelledError:
         if leaves and call.cancelled():
             return Answer(None, "", b"", ())
@@ -97,15 +97,18 @@ async def _send(call: grpc.aio.StreamStreamCall[bytes, bytes], requests: Iterabl
         return
 
 
-async def _ended(call: grpc.aio.StreamStreamCall[bytes, bytes], frames: list[bytes]) -> Answer:
+async def _ended(call: grpc.aio.StreamStreamCall[bytes, bytes], first: FirstStatus, frames: list[bytes]) -> Answer:
     async with asyncio.timeout(CALL_SECONDS):
-        code, details = await call.code(), await call.details()
-        trailers = await call.trailing_metadata()
-    (status, *_) = [value for key, value in trailers if key == "grpc-status-details-bin"] or [b""]
+        trailers = await call.trailing_metadata() or grpc.aio.Metadata()
+        error = grpc.aio.AioRpcError(await call.code(), grpc.aio.Metadata(), trailers, await call.details())
+        if is_cut_short(error.code(), error.details()):
+            given = await first.given()
+            if given is None:
+                return Answer(None, "", b"", tuple(frames))
+            error = given
+    (status, *_) = [value for key, value in error.trailing_metadata() if key == "grpc-status-details-bin"] or [b""]
     assert isinstance(status, bytes)
-    if code is grpc.StatusCode.INTERNAL and details == CUT_SHORT:
-        return Answer(None, "", b"", tuple(frames))
-    return Answer(code, details or "", status, tuple(frames))
+    return Answer(error.code(), error.details() or "", status, tuple(frames))
 
 
 def check(answer: Answer, descriptor: Descriptor, *, size_bytes: int, is_served: bool) -> None:

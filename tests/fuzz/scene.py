@@ -24,6 +24,7 @@ from behest.v1 import (
     embedding_service_pb2,
     event_service_pb2,
     model_service_pb2,
+    reasoning_service_pb2,
     registry_service_pb2,
     run_service_pb2,
     session_data_service_pb2,
@@ -43,7 +44,8 @@ from tests.fuzz.wire import Pools
 CONTRACTS = (
     agent_service_pb2, approval_service_pb2, artifact_service_pb2, chat_service_pb2,
     context_service_pb2, daemon_service_pb2,
-    embedding_service_pb2, event_service_pb2, model_service_pb2, registry_service_pb2, run_service_pb2,
+    embedding_service_pb2, event_service_pb2, model_service_pb2, reasoning_service_pb2, registry_service_pb2,
+    run_service_pb2,
     session_data_service_pb2, session_service_pb2, tool_call_service_pb2, tool_service_pb2, usage_service_pb2,
 )  # fmt: skip
 SERVICES: Mapping[str, ServiceDescriptor] = {
@@ -60,6 +62,10 @@ LATER = {
     "/behest.v1.RegistryService/AttachServer": b"",
 }
 """Good requests for methods that take many, from the second on."""
+_GRAPH: dict[str, Any] = {
+    "nodes": [{"id": "plan", "operator": "plan"}, {"id": "say", "operator": "answer"}],
+    "edges": [{"from": "plan", "to": "say", "pipeline": {}}],
+}
 _numbers = itertools.count()
 
 
@@ -91,6 +97,8 @@ async def populate(served: Served) -> World:
     await stubs.sessions.CreateSession(session_service_pb2.CreateSessionRequest(session={"id": session, "title": "t"}))
     agent = Agent(id=f"agent-{number}", instructions="Be brief.", tools=["look_*"])
     await stubs.agents.CreateAgent(agent_service_pb2.CreateAgentRequest(agent=agent))
+    graph = {"id": f"graph-{number}", "nodes": [{"id": "say", "operator": "answer"}]}
+    await stubs.reasoning.CreateGraph(reasoning_service_pb2.CreateGraphRequest(graph=graph))
     for ended in ("a", "b"):
         run = client.stream(CALLS, session_id=session, run_id=f"run-{ended}-{number}", agent_id=agent.id)
         async with asyncio.timeout(5):
@@ -115,6 +123,10 @@ class _Names:
     artifact: str
     call: str
     message: str
+
+    @property
+    def graph(self) -> str:
+        return f"graph-{self.number}"
 
     @property
     def runs(self) -> list[str]:
@@ -152,6 +164,9 @@ def _pools(names: _Names, tokens: list[str]) -> dict[str, list[str]]:
         "source_run_id": names.runs,
         "agent_id": [names.agent],
         "agent_ids": [names.agent],
+        "graph_id": [names.graph, "never-made"],
+        "operator": ["plan", "act", "answer", "no_such_operator"],
+        "strategy": ["react", "no_such_strategy"],
         "artifact_id": [names.artifact],
         "call_id": [names.call],
         "message_id": [names.message],
@@ -192,6 +207,7 @@ def _good(names: _Names) -> dict[str, ProtoMessage]:
     chat = chat_service_pb2.Chat(model="scripted/echo", messages=[{"role": "ROLE_USER", "parts": [hello]}])
     runs, sessions, data = run_service_pb2, session_service_pb2, session_data_service_pb2
     artifacts, tools, agents = artifact_service_pb2, tool_service_pb2, agent_service_pb2
+    reasoning = reasoning_service_pb2
     server = {"name": "server", "connection": "SERVER_CONNECTION_DIALLED", "address": "127.0.0.1:1"}
     offers = {"offers": ["SERVER_OFFER_TOOLS"]}
     requests: list[Any] = [
@@ -220,6 +236,13 @@ def _good(names: _Names) -> dict[str, ProtoMessage]:
         agents.GetAgentRequest(agent_id=names.agent),
         agents.UpdateAgentRequest(agent={"id": names.agent, "hidden": True}, update_mask={"paths": ["hidden"]}),
         agents.DeleteAgentRequest(agent_id=names.agent),
+        reasoning.MakeGraphRequest(strategy={"name": "react"}),
+        reasoning.CreateGraphRequest(graph=_GRAPH),
+        reasoning.GetGraphRequest(graph_id=names.graph),
+        reasoning.UpdateGraphRequest(graph=_GRAPH | {"id": names.graph}),
+        reasoning.DeleteGraphRequest(graph_id=names.graph),
+        reasoning.ValidateGraphRequest(graph=_GRAPH, agent_id=names.agent),
+        reasoning.PreviewNodeRequest(graph=_GRAPH, node="plan", task={"goal": {"description": "goal"}}),
         chat_service_pb2.CompleteChatRequest(chat=chat),
         chat_service_pb2.StreamChatRequest(chat=chat),
         context_service_pb2.BuildContextRequest(spec=in_session),

@@ -106,6 +106,38 @@ async def test_what_is_in_flight_ends_as_it_would_and_nothing_follows() -> None:
         assert ledger.calls == ["look", "look"]
 
 
+async def test_runs_go_on_after_a_pause_as_there_is_room_and_all_of_them_in_the_end() -> None:  # N17
+    ledger, opened = Ledger(), asyncio.Semaphore(0)
+
+    async def look() -> str:
+        await ledger.work("look", wait=False)
+        ledger.running += 1
+        ledger.most_at_once = max(ledger.most_at_once, ledger.running)
+        await opened.acquire()
+        ledger.running -= 1
+        return "seen"
+
+    async with daemons.serve(
+        tools=tools((look, PURE)), operator=OPEN, limits=Limits(active_runs=2, queued_runs=20)
+    ) as served:
+        client = served.client
+        await client.daemon.pause(LOOK, "enough")
+        runs = [await client.run(LOOK_UP) for _ in range(6)]
+        for run in runs:
+            await waiting(client, run.run_id)
+        await client.daemon.unpause(LOOK)
+        fresh = await client.run("/say hello")
+        for count in range(2, 9):
+            async with asyncio.timeout(20):
+                while len(ledger.calls) < min(count, 6):
+                    await asyncio.sleep(0.01)
+            assert ledger.running <= 2
+            opened.release()
+        for run in (*runs, fresh):
+            assert (await finished(client, run.run_id)).state == COMPLETED
+    assert ledger.most_at_once == 2
+
+
 async def test_a_paused_tool_holds_back_its_calls_alone() -> None:  # N17
     ledger = Ledger()
 

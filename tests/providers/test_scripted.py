@@ -117,7 +117,7 @@ async def test_the_guide_tells_the_truth(provider: Scripted, script: str, expect
 def test_the_guide_shows_every_directive() -> None:
     shown = set(re.findall(r"/([a-z]+)", "".join(script for script, _ in examples())))
     directives = set(re.findall(r"^\| `/([a-z]+)", GUIDE.read_text(), re.MULTILINE))
-    assert len(directives) == 16
+    assert len(directives) == 18
     assert directives <= shown | {"delay", "dump", "stall", "usage"}
 
 

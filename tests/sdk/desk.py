@@ -17,6 +17,8 @@ from google.protobuf.duration_pb2 import Duration
 
 from behest.v1 import artifact_service_pb2, artifact_service_pb2_grpc, registry_service_pb2_grpc
 from behest.v1.artifact_pb2 import Artifact
+from behest.v1.daemon_service_pb2 import GetServerInfoRequest, GetServerInfoResponse
+from behest.v1.daemon_service_pb2_grpc import DaemonServiceServicer, add_DaemonServiceServicer_to_server
 from behest.v1.message_pb2 import ToolResult
 from behest.v1.registry_service_pb2 import (
     AttachCall,
@@ -125,9 +127,18 @@ class Stream:
 
 
 @dataclass
-class Desk(registry_service_pb2_grpc.RegistryServiceServicer, artifact_service_pb2_grpc.ArtifactServiceServicer):
-    """The daemon: streams in the order in which they came, and artifacts that were written."""
+class Desk(
+    registry_service_pb2_grpc.RegistryServiceServicer,
+    artifact_service_pb2_grpc.ArtifactServiceServicer,
+    DaemonServiceServicer,
+):
+    """The daemon: streams in the order in which they came, artifacts that were written, and who asked if it is there.
 
+    Without `is_there` it hangs: it answers nobody who asks.
+    """
+
+    is_there: bool = True
+    asked: asyncio.Queue[None] = field(default_factory=asyncio.Queue)
     streams: asyncio.Queue[Stream] = field(default_factory=asyncio.Queue)
     artifacts: list[tuple[artifact_service_pb2.WriteArtifactHeader, bytes]] = field(default_factory=list)
 
@@ -163,6 +174,12 @@ class Desk(registry_service_pb2_grpc.RegistryServiceServicer, artifact_service_p
         artifact = Artifact(id=f"art_{len(self.artifacts)}", name=frames[0].header.name)
         return artifact_service_pb2.WriteArtifactResponse(artifact=artifact)
 
+    async def GetServerInfo(self, request: GetServerInfoRequest, context: Any) -> GetServerInfoResponse:
+        self.asked.put_nowait(None)
+        if not self.is_there:
+            await asyncio.get_running_loop().create_future()
+        return GetServerInfoResponse()
+
 
 @contextlib.asynccontextmanager
 async def serving(desk: Desk, port: int = 0) -> AsyncIterator[int]:
@@ -170,6 +187,7 @@ async def serving(desk: Desk, port: int = 0) -> AsyncIterator[int]:
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(desk, server)
     artifact_service_pb2_grpc.add_ArtifactServiceServicer_to_server(desk, server)
+    add_DaemonServiceServicer_to_server(desk, server)
     port = server.add_insecure_port(f"127.0.0.1:{port or ports.reserved()}")
     await server.start()
     try:

@@ -18,7 +18,7 @@ from tests.daemon_process import running
 ROOT = Path(__file__).resolve().parents[2] / "clients" / "python"
 README = (ROOT / "README.md").read_text()
 SNIPPETS = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-STREAM, EMIT, HOOKS, TOOLS, MODELS = SNIPPETS
+STREAM, GRAPH, EMIT, HOOKS, TOOLS, MODELS = SNIPPETS
 SECONDS = 30
 
 
@@ -53,6 +53,12 @@ async def started(snippet: str, address: str, directory: Path) -> AsyncIterator[
 async def test_the_first_snippet_streams_a_run(tmp_path: Path) -> None:
     async with running(tmp_path) as daemon:
         assert (await printed(STREAM, daemon.address))[0].startswith("say hello")
+
+
+async def test_a_graph_is_followed_node_by_node(tmp_path: Path) -> None:  # C131
+    async with running(tmp_path) as daemon:
+        *changes, _ = (await printed(GRAPH, daemon.address))[:5]
+    assert changes == ["solve 1 1", "solve 1 2", "answer 2 1", "answer 2 2"]
 
 
 async def test_runs_are_emitted_under_a_control(tmp_path: Path) -> None:  # C093 C095

@@ -11,6 +11,7 @@ import grpc
 from google.rpc.error_details_pb2 import ErrorInfo
 from google.rpc.status_pb2 import Status
 
+from behest.statuses import FirstStatus
 from behest.v1 import artifact_service_pb2, daemon_service_pb2, registry_service_pb2, run_service_pb2
 from behestd.service.call import Call
 from behestd.service.server import Edge, Plan
@@ -92,17 +93,30 @@ async def failure(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
     """Wait for a call to fail, at most 5 s."""
     async with asyncio.timeout(5):
         try:
-            answer = await call
+            answer = await (answered(call) if isinstance(call, grpc.aio.Call) else call)
         except grpc.aio.AioRpcError as exc:
             return exc
     raise AssertionError(f"answered {answer!r}")
 
 
+async def answered(call: Any) -> Any:
+    """Wait for the one answer of a call. Raises AioRpcError, with the status that the edge gave."""
+    status = FirstStatus(call)
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        raise await status.instead_of(error) from None
+
+
 async def drain(stream: Any) -> list[Any]:
-    """Read a stream to its end, or what is left of it."""
+    """Read a stream to its end, or what is left of it. Raises AioRpcError, with the status that the edge gave."""
+    status = FirstStatus(stream)
     frames = []
-    while (frame := await stream.read()) is not grpc.aio.EOF:
-        frames.append(frame)
+    try:
+        while (frame := await stream.read()) is not grpc.aio.EOF:
+            frames.append(frame)
+    except grpc.aio.AioRpcError as error:
+        raise await status.instead_of(error) from None
     return frames
 
 

@@ -22,6 +22,7 @@ SAMPLES = {
     "float": 1.5,
     "bytes": b"bytes",
     "bool": True,
+    "tuple[tuple[str, str], ...]": (("graph.nodes[a]", "is wrong"), ("graph.edges[0]", "is wrong too")),
     "Sequence[Problem]": (Problem("behestd.toml", "limits.run", "is wrong"),),
 }
 

@@ -10,6 +10,7 @@ import pytest
 
 from behest.v1.chat_service_pb2 import Chat, CompleteChatRequest
 from behest.v1.embedding_service_pb2 import EmbedRequest
+from behest.v1.run_service_pb2 import CreateRunRequest
 from behestd.components import TELEMETRY
 from behestd.config.source import Origin
 from behestd.planning import plan as planning
@@ -18,7 +19,8 @@ from behestd.telemetry.logs import Logs
 from behestd.telemetry.settings import Settings
 from tests.daemons import serve
 from tests.providers.conformance import user
-from tests.runs.scenes import OPEN, PURE, tools
+from tests.reasoning.house import said, simple
+from tests.runs.scenes import OPEN, PURE, events_of, tools
 from tests.telemetry.collector import collecting
 
 GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "telemetry.md").read_text()
@@ -65,6 +67,8 @@ async def test_the_table_of_spans_is_what_is_recorded() -> None:
         settings = Settings(otlp=collector.address, has_metrics=False)
         async with serve(telemetry=settings, tools=tools((look_up, PURE)), operator=OPEN) as served:
             await (await served.client.run('/tool look_up {"key": "it"} /next /say done')).result()
+            made = await served.client.stubs.runs.CreateRun(CreateRunRequest(spec=said(graph=simple())))
+            await events_of(served.client.watch(made.run.id))
             chat = Chat(model="scripted/echo", messages=[user("hi")])
             await served.client.stubs.chat.CompleteChat(CompleteChatRequest(chat=chat))
             await served.client.stubs.embeddings.Embed(EmbedRequest(model="scripted/embed", inputs=["a"]))

@@ -20,6 +20,7 @@ from behest.v1 import daemon_service_pb2 as daemon
 from behest.v1 import embedding_service_pb2 as embedding
 from behest.v1 import event_service_pb2 as events
 from behest.v1 import model_service_pb2 as models
+from behest.v1 import reasoning_service_pb2 as reasoning
 from behest.v1 import registry_service_pb2 as registry
 from behest.v1 import run_service_pb2 as runs
 from behest.v1 import session_data_service_pb2 as data
@@ -29,11 +30,13 @@ from behest.v1 import tool_service_pb2 as tools
 from behest.v1 import usage_service_pb2 as usage
 from behest.v1.agent_pb2 import Agent
 from behest.v1.approval_event_pb2 import ApprovalDecision
+from behest.v1.graph_pb2 import Graph, GraphNode, StrategyChoice
 from behest.v1.message_pb2 import Message as Said
 from behest.v1.message_pb2 import Part, Role, TextPart
 from behest.v1.model_pb2 import Model, ModelCapabilities
 from behest.v1.server_pb2 import Server, ServerConnection
 from behest.v1.session_pb2 import Session
+from behest.v1.task_pb2 import Task
 from behest.v1.tool_pb2 import Executed, Tool
 from tests.tenancy.things import Things, said
 
@@ -47,6 +50,7 @@ def _orders(it: Things) -> list[Any]:
         said("hello", session_id=it.session),
         said("hello", agent_id=it.agent),
         said("hello", model=it.model),
+        said("hello", graph_id=it.graph),
         said("hello", tools=[it.tool]),
         said(f"/tool {it.tool} /next /say done"),
         said("hello", run_id=it.run),
@@ -107,6 +111,7 @@ def _agents(it: Things) -> list[Asked]:
     return [
         agents.CreateAgentRequest(agent=Agent(id="own", model=it.model)),
         agents.CreateAgentRequest(agent=Agent(id="other", sub_agents=[it.agent])),
+        agents.CreateAgentRequest(agent=Agent(id="third", graph_id=it.graph)),
         agents.CreateAgentRequest(agent=Agent(id=it.agent), request_id=it.agent),
     ]
 
@@ -117,6 +122,24 @@ def _agent_updates(it: Things) -> list[Asked]:
     return [
         agents.UpdateAgentRequest(agent=Agent(id=it.agent, model=it.model), update_mask=mask),
         agents.UpdateAgentRequest(agent=Agent(id=it.tool), update_mask=mask),
+    ]
+
+
+def _graph(graph_id: str) -> Graph:
+    return Graph(id=graph_id, nodes=[GraphNode(id="say", operator="answer")])
+
+
+def _graph_creations(it: Things) -> list[Asked]:
+    """The id of another's graph is free, and so is what another called a request."""
+    own = reasoning.CreateGraphRequest(graph=_graph("own"), request_id=it.request_id + "-4")
+    return [own, own, reasoning.CreateGraphRequest(graph=_graph(it.graph))]
+
+
+def _graph_updates(it: Things) -> list[Asked]:
+    """The graph of that name is the caller's own by now: it was free."""
+    return [
+        reasoning.UpdateGraphRequest(graph=_graph(it.graph), expected_version=2),
+        reasoning.UpdateGraphRequest(graph=_graph(it.tool)),
     ]
 
 
@@ -281,6 +304,30 @@ CASES: Mapping[str, Case] = {
     "AgentService/DeleteAgent": lambda it: [agents.DeleteAgentRequest(agent_id=it.agent)],
     "AgentService/CreateAgent": _agents,
     "AgentService/UpdateAgent": _agent_updates,
+    "ReasoningService/ListOperators": lambda it: [reasoning.ListOperatorsRequest(page_token=it.page_token)],
+    "ReasoningService/ListStrategies": lambda it: [reasoning.ListStrategiesRequest()],
+    "ReasoningService/MakeGraph": lambda it: [
+        reasoning.MakeGraphRequest(strategy=StrategyChoice(name=name)) for name in ("react", it.graph)
+    ],
+    "ReasoningService/ListGraphs": lambda it: [
+        reasoning.ListGraphsRequest(),
+        reasoning.ListGraphsRequest(page_token=it.page_token),
+    ],
+    "ReasoningService/GetGraph": lambda it: [
+        reasoning.GetGraphRequest(graph_id=it.graph),
+        reasoning.GetGraphRequest(graph_id=it.graph, version=1),
+    ],
+    "ReasoningService/DeleteGraph": lambda it: [reasoning.DeleteGraphRequest(graph_id=it.graph)],
+    "ReasoningService/CreateGraph": _graph_creations,
+    "ReasoningService/UpdateGraph": _graph_updates,
+    "ReasoningService/ValidateGraph": lambda it: [
+        reasoning.ValidateGraphRequest(graph=_graph(""), agent_id=it.agent),
+        reasoning.ValidateGraphRequest(graph=_graph(it.graph), agent_id=it.tool),
+    ],
+    "ReasoningService/PreviewNode": lambda it: [
+        reasoning.PreviewNodeRequest(graph=_graph(""), node="say", task=Task(goal={"description": "mine"})),
+        reasoning.PreviewNodeRequest(graph=_graph(""), node=it.graph, task=Task(goal={"description": "mine"})),
+    ],
     "ChatService/CompleteChat": lambda it: [chat.CompleteChatRequest(chat=each) for each in _chats(it)],
     "ChatService/StreamChat": lambda it: [chat.StreamChatRequest(chat=each) for each in _chats(it)],
     "EmbeddingService/Embed": lambda it: [

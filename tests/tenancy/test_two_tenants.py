@@ -20,6 +20,7 @@ from behest.v1 import (
     approval_service_pb2,
     artifact_service_pb2,
     model_service_pb2,
+    reasoning_service_pb2,
     registry_service_pb2,
     run_service_pb2,
     session_data_service_pb2,
@@ -91,6 +92,7 @@ async def state(tenant: Tenant, things: Things) -> list[bytes]:
         "ModelService/ListModels": model_service_pb2.ListModelsRequest(),
         "ArtifactService/ListArtifacts": artifact_service_pb2.ListArtifactsRequest(),
         "UsageService/QueryUsage": usage_service_pb2.QueryUsageRequest(),
+        "ReasoningService/ListGraphs": reasoning_service_pb2.ListGraphsRequest(),
     }
     answers = [await tenant.one(PREFIX + method, request) for method, request in asked.items()]
     for model in answers[10].models:

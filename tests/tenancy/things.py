@@ -12,6 +12,7 @@ from behest.v1 import agent_service_pb2 as agents
 from behest.v1 import approval_service_pb2 as approvals
 from behest.v1 import artifact_service_pb2 as artifacts
 from behest.v1 import event_service_pb2 as events
+from behest.v1 import reasoning_service_pb2 as reasoning
 from behest.v1 import registry_service_pb2 as registry
 from behest.v1 import run_service_pb2 as runs
 from behest.v1 import session_data_service_pb2 as data
@@ -19,6 +20,7 @@ from behest.v1 import session_service_pb2 as sessions
 from behest.v1 import tool_call_service_pb2 as tool_calls
 from behest.v1 import tool_service_pb2 as tools
 from behest.v1.agent_pb2 import Agent
+from behest.v1.graph_pb2 import Graph, GraphNode
 from behest.v1.message_pb2 import Part, TextPart
 from behest.v1.model_pb2 import Model, ModelCapabilities
 from behest.v1.run_spec_pb2 import RunSpec
@@ -38,6 +40,7 @@ class Things:
     asking_run: str
     session: str
     agent: str
+    graph: str
     artifact: str
     sha256: bytes
     approval: str
@@ -92,6 +95,8 @@ async def made_by(tenant: Tenant) -> Things:
     await tenant.one(
         "/behest.v1.AgentService/CreateAgent", agents.CreateAgentRequest(agent=agent, request_id="agent-of-alpha")
     )
+    graph = Graph(id="graph-of-alpha", description=CANARY, nodes=[GraphNode(id="say", operator="answer")])
+    await tenant.one("/behest.v1.ReasoningService/CreateGraph", reasoning.CreateGraphRequest(graph=graph))
     called = said(f'/tool look {{"what": "{CANARY}"}} /next /say {CANARY}', session_id=session_id, agent_id=agent.id)
     stream = runs.StreamRunRequest(spec=called, request_id="request-of-alpha")
     outcome = await tenant.call("/behest.v1.RunService/StreamRun", stream)
@@ -119,6 +124,7 @@ async def made_by(tenant: Tenant) -> Things:
         asking_run=asked.run_id,
         session=session_id,
         agent=agent.id,
+        graph=graph.id,
         artifact=written.id,
         sha256=written.sha256,
         approval=asked.call_id,

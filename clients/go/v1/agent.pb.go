@@ -84,7 +84,11 @@ type Agent struct {
 	// When and how conversations are summarised. Unset fields = the operator's.
 	Compaction *Compaction `protobuf:"bytes,23,opt,name=compaction,proto3" json:"compaction,omitempty"`
 	// Which old outputs of tools the model sees no more. Unset fields = the operator's.
-	Pruning       *Pruning `protobuf:"bytes,24,opt,name=pruning,proto3" json:"pruning,omitempty"`
+	Pruning *Pruning `protobuf:"bytes,24,opt,name=pruning,proto3" json:"pruning,omitempty"`
+	// What the strategy is made with, by the names of its parameters. Those that are not named have their defaults.
+	StrategyParameters map[string]string `protobuf:"bytes,25,rep,name=strategy_parameters,json=strategyParameters,proto3" json:"strategy_parameters,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Id of the reasoning graph that runs follow, in the place of a strategy. Empty = none.
+	GraphId       string `protobuf:"bytes,26,opt,name=graph_id,json=graphId,proto3" json:"graph_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -287,11 +291,25 @@ func (x *Agent) GetPruning() *Pruning {
 	return nil
 }
 
+func (x *Agent) GetStrategyParameters() map[string]string {
+	if x != nil {
+		return x.StrategyParameters
+	}
+	return nil
+}
+
+func (x *Agent) GetGraphId() string {
+	if x != nil {
+		return x.GraphId
+	}
+	return ""
+}
+
 var File_behest_v1_agent_proto protoreflect.FileDescriptor
 
 const file_behest_v1_agent_proto_rawDesc = "" +
 	"\n" +
-	"\x15behest/v1/agent.proto\x12\tbehest.v1\x1a\x14behest/v1/chat.proto\x1a\x1abehest/v1/definition.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa3\b\n" +
+	"\x15behest/v1/agent.proto\x12\tbehest.v1\x1a\x14behest/v1/chat.proto\x1a\x1abehest/v1/definition.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe0\t\n" +
 	"\x05Agent\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x03R\aversion\x12!\n" +
@@ -324,8 +342,13 @@ const file_behest_v1_agent_proto_rawDesc = "" +
 	"\n" +
 	"compaction\x18\x17 \x01(\v2\x15.behest.v1.CompactionR\n" +
 	"compaction\x12,\n" +
-	"\apruning\x18\x18 \x01(\v2\x12.behest.v1.PruningR\apruning\x1a9\n" +
+	"\apruning\x18\x18 \x01(\v2\x12.behest.v1.PruningR\apruning\x12Y\n" +
+	"\x13strategy_parameters\x18\x19 \x03(\v2(.behest.v1.Agent.StrategyParametersEntryR\x12strategyParameters\x12\x19\n" +
+	"\bgraph_id\x18\x1a \x01(\tR\agraphId\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aE\n" +
+	"\x17StrategyParametersEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01Bt\n" +
 	"\rcom.behest.v1B\n" +
@@ -344,35 +367,37 @@ func file_behest_v1_agent_proto_rawDescGZIP() []byte {
 	return file_behest_v1_agent_proto_rawDescData
 }
 
-var file_behest_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_behest_v1_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_behest_v1_agent_proto_goTypes = []any{
 	(*Agent)(nil),                 // 0: behest.v1.Agent
 	nil,                           // 1: behest.v1.Agent.LabelsEntry
-	(*PermissionRule)(nil),        // 2: behest.v1.PermissionRule
-	(*Limits)(nil),                // 3: behest.v1.Limits
-	(*Sampling)(nil),              // 4: behest.v1.Sampling
-	(*ResponseFormat)(nil),        // 5: behest.v1.ResponseFormat
-	(*ToolChoice)(nil),            // 6: behest.v1.ToolChoice
-	(*timestamppb.Timestamp)(nil), // 7: google.protobuf.Timestamp
-	(*Compaction)(nil),            // 8: behest.v1.Compaction
-	(*Pruning)(nil),               // 9: behest.v1.Pruning
+	nil,                           // 2: behest.v1.Agent.StrategyParametersEntry
+	(*PermissionRule)(nil),        // 3: behest.v1.PermissionRule
+	(*Limits)(nil),                // 4: behest.v1.Limits
+	(*Sampling)(nil),              // 5: behest.v1.Sampling
+	(*ResponseFormat)(nil),        // 6: behest.v1.ResponseFormat
+	(*ToolChoice)(nil),            // 7: behest.v1.ToolChoice
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(*Compaction)(nil),            // 9: behest.v1.Compaction
+	(*Pruning)(nil),               // 10: behest.v1.Pruning
 }
 var file_behest_v1_agent_proto_depIdxs = []int32{
-	2,  // 0: behest.v1.Agent.permissions:type_name -> behest.v1.PermissionRule
-	3,  // 1: behest.v1.Agent.limits:type_name -> behest.v1.Limits
-	4,  // 2: behest.v1.Agent.sampling:type_name -> behest.v1.Sampling
-	5,  // 3: behest.v1.Agent.response_format:type_name -> behest.v1.ResponseFormat
-	6,  // 4: behest.v1.Agent.tool_choice:type_name -> behest.v1.ToolChoice
+	3,  // 0: behest.v1.Agent.permissions:type_name -> behest.v1.PermissionRule
+	4,  // 1: behest.v1.Agent.limits:type_name -> behest.v1.Limits
+	5,  // 2: behest.v1.Agent.sampling:type_name -> behest.v1.Sampling
+	6,  // 3: behest.v1.Agent.response_format:type_name -> behest.v1.ResponseFormat
+	7,  // 4: behest.v1.Agent.tool_choice:type_name -> behest.v1.ToolChoice
 	1,  // 5: behest.v1.Agent.labels:type_name -> behest.v1.Agent.LabelsEntry
-	7,  // 6: behest.v1.Agent.create_time:type_name -> google.protobuf.Timestamp
-	7,  // 7: behest.v1.Agent.update_time:type_name -> google.protobuf.Timestamp
-	8,  // 8: behest.v1.Agent.compaction:type_name -> behest.v1.Compaction
-	9,  // 9: behest.v1.Agent.pruning:type_name -> behest.v1.Pruning
-	10, // [10:10] is the sub-list for method output_type
-	10, // [10:10] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	8,  // 6: behest.v1.Agent.create_time:type_name -> google.protobuf.Timestamp
+	8,  // 7: behest.v1.Agent.update_time:type_name -> google.protobuf.Timestamp
+	9,  // 8: behest.v1.Agent.compaction:type_name -> behest.v1.Compaction
+	10, // 9: behest.v1.Agent.pruning:type_name -> behest.v1.Pruning
+	2,  // 10: behest.v1.Agent.strategy_parameters:type_name -> behest.v1.Agent.StrategyParametersEntry
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_agent_proto_init() }
@@ -388,7 +413,7 @@ func file_behest_v1_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_behest_v1_agent_proto_rawDesc), len(file_behest_v1_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

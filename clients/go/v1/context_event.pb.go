@@ -40,7 +40,9 @@ type ContextBuilt struct {
 	// By how much estimates were corrected, in thousandths, for each of the run's models in their order. Empty: not.
 	CalibrationPermille []int32 `protobuf:"varint,7,rep,packed,name=calibration_permille,json=calibrationPermille,proto3" json:"calibration_permille,omitempty"`
 	// What of the history was left out, and why.
-	Trims         []*ContextTrim `protobuf:"bytes,8,rep,name=trims,proto3" json:"trims,omitempty"`
+	Trims []*ContextTrim `protobuf:"bytes,8,rep,name=trims,proto3" json:"trims,omitempty"`
+	// The visit of a reasoning graph's node that the step belongs to. 0: the run has no graph.
+	Visit         int32 `protobuf:"varint,9,opt,name=visit,proto3" json:"visit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -129,6 +131,13 @@ func (x *ContextBuilt) GetTrims() []*ContextTrim {
 		return x.Trims
 	}
 	return nil
+}
+
+func (x *ContextBuilt) GetVisit() int32 {
+	if x != nil {
+		return x.Visit
+	}
+	return 0
 }
 
 // ContextCompacted says that a summary takes the place of the oldest part of the history.
@@ -572,7 +581,7 @@ var File_behest_v1_context_event_proto protoreflect.FileDescriptor
 
 const file_behest_v1_context_event_proto_rawDesc = "" +
 	"\n" +
-	"\x1dbehest/v1/context_event.proto\x12\tbehest.v1\x1a\x17behest/v1/context.proto\x1a\x17behest/v1/message.proto\x1a\x1bbehest/v1/model_event.proto\x1a\x15behest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcb\x03\n" +
+	"\x1dbehest/v1/context_event.proto\x12\tbehest.v1\x1a\x17behest/v1/context.proto\x1a\x17behest/v1/message.proto\x1a\x1bbehest/v1/model_event.proto\x1a\x15behest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe1\x03\n" +
 	"\fContextBuilt\x12\x12\n" +
 	"\x04step\x18\x01 \x01(\x05R\x04step\x12\x1a\n" +
 	"\bmessages\x18\x02 \x01(\x05R\bmessages\x12U\n" +
@@ -581,7 +590,8 @@ const file_behest_v1_context_event_proto_rawDesc = "" +
 	"\bprovided\x18\x05 \x03(\v2\x12.behest.v1.MessageR\bprovided\x125\n" +
 	"\boutcomes\x18\x06 \x03(\v2\x19.behest.v1.ContextOutcomeR\boutcomes\x121\n" +
 	"\x14calibration_permille\x18\a \x03(\x05R\x13calibrationPermille\x12,\n" +
-	"\x05trims\x18\b \x03(\v2\x16.behest.v1.ContextTrimR\x05trims\x1aA\n" +
+	"\x05trims\x18\b \x03(\v2\x16.behest.v1.ContextTrimR\x05trims\x12\x14\n" +
+	"\x05visit\x18\t \x01(\x05R\x05visit\x1aA\n" +
 	"\x13TokensBySourceEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x80\x03\n" +

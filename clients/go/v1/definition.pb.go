@@ -190,8 +190,13 @@ type RunDefinition struct {
 	// Those of the models that are told the form of the answer in their instructions, since they cannot be made to keep
 	// to it.
 	EmulatingModels []string `protobuf:"bytes,25,rep,name=emulating_models,json=emulatingModels,proto3" json:"emulating_models,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// The reasoning graph that the run follows, with every operator that its nodes name. Unset: the run is a loop of model
+	// and tools.
+	Graph *Graph `protobuf:"bytes,26,opt,name=graph,proto3" json:"graph,omitempty"`
+	// The models that nodes of the graph name, beside models.
+	NodeModels    []*PinnedModel `protobuf:"bytes,27,rep,name=node_models,json=nodeModels,proto3" json:"node_models,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RunDefinition) Reset() {
@@ -385,6 +390,93 @@ func (x *RunDefinition) GetEmulatingModels() []string {
 	return nil
 }
 
+func (x *RunDefinition) GetGraph() *Graph {
+	if x != nil {
+		return x.Graph
+	}
+	return nil
+}
+
+func (x *RunDefinition) GetNodeModels() []*PinnedModel {
+	if x != nil {
+		return x.NodeModels
+	}
+	return nil
+}
+
+// PinnedModel is a model as it was when a run was created.
+type PinnedModel struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The model, "provider/name".
+	Endpoint string `protobuf:"bytes,1,opt,name=endpoint,proto3" json:"endpoint,omitempty"`
+	// Its price.
+	Price *Price `protobuf:"bytes,2,opt,name=price,proto3" json:"price,omitempty"`
+	// What fits into it.
+	Limits *ModelLimits `protobuf:"bytes,3,opt,name=limits,proto3" json:"limits,omitempty"`
+	// Whether it is told the form of its answers in its instructions, since it cannot be made to keep to it.
+	IsEmulating   bool `protobuf:"varint,4,opt,name=is_emulating,json=isEmulating,proto3" json:"is_emulating,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PinnedModel) Reset() {
+	*x = PinnedModel{}
+	mi := &file_behest_v1_definition_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PinnedModel) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PinnedModel) ProtoMessage() {}
+
+func (x *PinnedModel) ProtoReflect() protoreflect.Message {
+	mi := &file_behest_v1_definition_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PinnedModel.ProtoReflect.Descriptor instead.
+func (*PinnedModel) Descriptor() ([]byte, []int) {
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *PinnedModel) GetEndpoint() string {
+	if x != nil {
+		return x.Endpoint
+	}
+	return ""
+}
+
+func (x *PinnedModel) GetPrice() *Price {
+	if x != nil {
+		return x.Price
+	}
+	return nil
+}
+
+func (x *PinnedModel) GetLimits() *ModelLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+func (x *PinnedModel) GetIsEmulating() bool {
+	if x != nil {
+		return x.IsEmulating
+	}
+	return false
+}
+
 // ToolScope is a choice of tools.
 type ToolScope struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -396,7 +488,7 @@ type ToolScope struct {
 
 func (x *ToolScope) Reset() {
 	*x = ToolScope{}
-	mi := &file_behest_v1_definition_proto_msgTypes[1]
+	mi := &file_behest_v1_definition_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -408,7 +500,7 @@ func (x *ToolScope) String() string {
 func (*ToolScope) ProtoMessage() {}
 
 func (x *ToolScope) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[1]
+	mi := &file_behest_v1_definition_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -421,7 +513,7 @@ func (x *ToolScope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ToolScope.ProtoReflect.Descriptor instead.
 func (*ToolScope) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{1}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *ToolScope) GetTools() []string {
@@ -446,7 +538,7 @@ type PermissionScope struct {
 
 func (x *PermissionScope) Reset() {
 	*x = PermissionScope{}
-	mi := &file_behest_v1_definition_proto_msgTypes[2]
+	mi := &file_behest_v1_definition_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -458,7 +550,7 @@ func (x *PermissionScope) String() string {
 func (*PermissionScope) ProtoMessage() {}
 
 func (x *PermissionScope) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[2]
+	mi := &file_behest_v1_definition_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -471,7 +563,7 @@ func (x *PermissionScope) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PermissionScope.ProtoReflect.Descriptor instead.
 func (*PermissionScope) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{2}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *PermissionScope) GetOperatorPermissions() []*PermissionRule {
@@ -526,7 +618,7 @@ type Compaction struct {
 
 func (x *Compaction) Reset() {
 	*x = Compaction{}
-	mi := &file_behest_v1_definition_proto_msgTypes[3]
+	mi := &file_behest_v1_definition_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -538,7 +630,7 @@ func (x *Compaction) String() string {
 func (*Compaction) ProtoMessage() {}
 
 func (x *Compaction) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[3]
+	mi := &file_behest_v1_definition_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -551,7 +643,7 @@ func (x *Compaction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Compaction.ProtoReflect.Descriptor instead.
 func (*Compaction) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{3}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Compaction) GetEnabled() bool {
@@ -639,7 +731,7 @@ type PinnedCompaction struct {
 
 func (x *PinnedCompaction) Reset() {
 	*x = PinnedCompaction{}
-	mi := &file_behest_v1_definition_proto_msgTypes[4]
+	mi := &file_behest_v1_definition_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -651,7 +743,7 @@ func (x *PinnedCompaction) String() string {
 func (*PinnedCompaction) ProtoMessage() {}
 
 func (x *PinnedCompaction) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[4]
+	mi := &file_behest_v1_definition_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -664,7 +756,7 @@ func (x *PinnedCompaction) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PinnedCompaction.ProtoReflect.Descriptor instead.
 func (*PinnedCompaction) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{4}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *PinnedCompaction) GetPolicy() *Compaction {
@@ -706,7 +798,7 @@ type Pruning struct {
 
 func (x *Pruning) Reset() {
 	*x = Pruning{}
-	mi := &file_behest_v1_definition_proto_msgTypes[5]
+	mi := &file_behest_v1_definition_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -718,7 +810,7 @@ func (x *Pruning) String() string {
 func (*Pruning) ProtoMessage() {}
 
 func (x *Pruning) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[5]
+	mi := &file_behest_v1_definition_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -731,7 +823,7 @@ func (x *Pruning) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Pruning.ProtoReflect.Descriptor instead.
 func (*Pruning) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{5}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Pruning) GetEnabled() bool {
@@ -805,7 +897,7 @@ type Limits struct {
 
 func (x *Limits) Reset() {
 	*x = Limits{}
-	mi := &file_behest_v1_definition_proto_msgTypes[6]
+	mi := &file_behest_v1_definition_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -817,7 +909,7 @@ func (x *Limits) String() string {
 func (*Limits) ProtoMessage() {}
 
 func (x *Limits) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[6]
+	mi := &file_behest_v1_definition_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -830,7 +922,7 @@ func (x *Limits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Limits.ProtoReflect.Descriptor instead.
 func (*Limits) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{6}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Limits) GetMaxSteps() int32 {
@@ -967,7 +1059,7 @@ type DoomLoop struct {
 
 func (x *DoomLoop) Reset() {
 	*x = DoomLoop{}
-	mi := &file_behest_v1_definition_proto_msgTypes[7]
+	mi := &file_behest_v1_definition_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -979,7 +1071,7 @@ func (x *DoomLoop) String() string {
 func (*DoomLoop) ProtoMessage() {}
 
 func (x *DoomLoop) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[7]
+	mi := &file_behest_v1_definition_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -992,7 +1084,7 @@ func (x *DoomLoop) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DoomLoop.ProtoReflect.Descriptor instead.
 func (*DoomLoop) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{7}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *DoomLoop) GetAction() DoomLoopAction {
@@ -1033,7 +1125,7 @@ type Budgets struct {
 
 func (x *Budgets) Reset() {
 	*x = Budgets{}
-	mi := &file_behest_v1_definition_proto_msgTypes[8]
+	mi := &file_behest_v1_definition_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1045,7 +1137,7 @@ func (x *Budgets) String() string {
 func (*Budgets) ProtoMessage() {}
 
 func (x *Budgets) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[8]
+	mi := &file_behest_v1_definition_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1058,7 +1150,7 @@ func (x *Budgets) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Budgets.ProtoReflect.Descriptor instead.
 func (*Budgets) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{8}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Budgets) GetMaxSteps() int32 {
@@ -1109,7 +1201,7 @@ type PermissionRule struct {
 
 func (x *PermissionRule) Reset() {
 	*x = PermissionRule{}
-	mi := &file_behest_v1_definition_proto_msgTypes[9]
+	mi := &file_behest_v1_definition_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1213,7 @@ func (x *PermissionRule) String() string {
 func (*PermissionRule) ProtoMessage() {}
 
 func (x *PermissionRule) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_definition_proto_msgTypes[9]
+	mi := &file_behest_v1_definition_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1226,7 @@ func (x *PermissionRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PermissionRule.ProtoReflect.Descriptor instead.
 func (*PermissionRule) Descriptor() ([]byte, []int) {
-	return file_behest_v1_definition_proto_rawDescGZIP(), []int{9}
+	return file_behest_v1_definition_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *PermissionRule) GetTool() string {
@@ -1169,7 +1261,8 @@ var File_behest_v1_definition_proto protoreflect.FileDescriptor
 
 const file_behest_v1_definition_proto_rawDesc = "" +
 	"\n" +
-	"\x1abehest/v1/definition.proto\x12\tbehest.v1\x1a\x14behest/v1/chat.proto\x1a\x17behest/v1/context.proto\x1a\x15behest/v1/model.proto\x1a\x14behest/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\"\xc6\t\n" +
+	"\x1abehest/v1/definition.proto\x12\tbehest.v1\x1a\x14behest/v1/chat.proto\x1a\x17behest/v1/context.proto\x1a\x15behest/v1/graph.proto\x1a\x15behest/v1/model.proto\x1a\x14behest/v1/tool.proto\x1a\x1egoogle/protobuf/duration.proto\"\xa7\n" +
+	"\n" +
 	"\rRunDefinition\x12\x19\n" +
 	"\bagent_id\x18\x01 \x01(\tR\aagentId\x12#\n" +
 	"\ragent_version\x18\x02 \x01(\x03R\fagentVersion\x12\"\n" +
@@ -1198,7 +1291,15 @@ const file_behest_v1_definition_proto_rawDesc = "" +
 	"compaction\x18\x16 \x01(\v2\x1b.behest.v1.PinnedCompactionR\n" +
 	"compaction\x12,\n" +
 	"\apruning\x18\x17 \x01(\v2\x12.behest.v1.PruningR\apruning\x12)\n" +
-	"\x10emulating_models\x18\x19 \x03(\tR\x0femulatingModels\"!\n" +
+	"\x10emulating_models\x18\x19 \x03(\tR\x0femulatingModels\x12&\n" +
+	"\x05graph\x18\x1a \x01(\v2\x10.behest.v1.GraphR\x05graph\x127\n" +
+	"\vnode_models\x18\x1b \x03(\v2\x16.behest.v1.PinnedModelR\n" +
+	"nodeModels\"\xa4\x01\n" +
+	"\vPinnedModel\x12\x1a\n" +
+	"\bendpoint\x18\x01 \x01(\tR\bendpoint\x12&\n" +
+	"\x05price\x18\x02 \x01(\v2\x10.behest.v1.PriceR\x05price\x12.\n" +
+	"\x06limits\x18\x03 \x01(\v2\x16.behest.v1.ModelLimitsR\x06limits\x12!\n" +
+	"\fis_emulating\x18\x04 \x01(\bR\visEmulating\"!\n" +
 	"\tToolScope\x12\x14\n" +
 	"\x05tools\x18\x01 \x03(\tR\x05tools\"\xf3\x01\n" +
 	"\x0fPermissionScope\x12L\n" +
@@ -1332,64 +1433,70 @@ func file_behest_v1_definition_proto_rawDescGZIP() []byte {
 }
 
 var file_behest_v1_definition_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_behest_v1_definition_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_behest_v1_definition_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_behest_v1_definition_proto_goTypes = []any{
 	(DoomLoopAction)(0),         // 0: behest.v1.DoomLoopAction
 	(PermissionAction)(0),       // 1: behest.v1.PermissionAction
 	(*RunDefinition)(nil),       // 2: behest.v1.RunDefinition
-	(*ToolScope)(nil),           // 3: behest.v1.ToolScope
-	(*PermissionScope)(nil),     // 4: behest.v1.PermissionScope
-	(*Compaction)(nil),          // 5: behest.v1.Compaction
-	(*PinnedCompaction)(nil),    // 6: behest.v1.PinnedCompaction
-	(*Pruning)(nil),             // 7: behest.v1.Pruning
-	(*Limits)(nil),              // 8: behest.v1.Limits
-	(*DoomLoop)(nil),            // 9: behest.v1.DoomLoop
-	(*Budgets)(nil),             // 10: behest.v1.Budgets
-	(*PermissionRule)(nil),      // 11: behest.v1.PermissionRule
-	nil,                         // 12: behest.v1.PermissionRule.ArgumentsEntry
-	(*Tool)(nil),                // 13: behest.v1.Tool
-	(*ToolChoice)(nil),          // 14: behest.v1.ToolChoice
-	(*Sampling)(nil),            // 15: behest.v1.Sampling
-	(*ResponseFormat)(nil),      // 16: behest.v1.ResponseFormat
-	(*Price)(nil),               // 17: behest.v1.Price
-	(*durationpb.Duration)(nil), // 18: google.protobuf.Duration
-	(*ContextSource)(nil),       // 19: behest.v1.ContextSource
-	(*ModelLimits)(nil),         // 20: behest.v1.ModelLimits
+	(*PinnedModel)(nil),         // 3: behest.v1.PinnedModel
+	(*ToolScope)(nil),           // 4: behest.v1.ToolScope
+	(*PermissionScope)(nil),     // 5: behest.v1.PermissionScope
+	(*Compaction)(nil),          // 6: behest.v1.Compaction
+	(*PinnedCompaction)(nil),    // 7: behest.v1.PinnedCompaction
+	(*Pruning)(nil),             // 8: behest.v1.Pruning
+	(*Limits)(nil),              // 9: behest.v1.Limits
+	(*DoomLoop)(nil),            // 10: behest.v1.DoomLoop
+	(*Budgets)(nil),             // 11: behest.v1.Budgets
+	(*PermissionRule)(nil),      // 12: behest.v1.PermissionRule
+	nil,                         // 13: behest.v1.PermissionRule.ArgumentsEntry
+	(*Tool)(nil),                // 14: behest.v1.Tool
+	(*ToolChoice)(nil),          // 15: behest.v1.ToolChoice
+	(*Sampling)(nil),            // 16: behest.v1.Sampling
+	(*ResponseFormat)(nil),      // 17: behest.v1.ResponseFormat
+	(*Price)(nil),               // 18: behest.v1.Price
+	(*durationpb.Duration)(nil), // 19: google.protobuf.Duration
+	(*ContextSource)(nil),       // 20: behest.v1.ContextSource
+	(*ModelLimits)(nil),         // 21: behest.v1.ModelLimits
+	(*Graph)(nil),               // 22: behest.v1.Graph
 }
 var file_behest_v1_definition_proto_depIdxs = []int32{
-	13, // 0: behest.v1.RunDefinition.tools:type_name -> behest.v1.Tool
-	14, // 1: behest.v1.RunDefinition.tool_choice:type_name -> behest.v1.ToolChoice
-	15, // 2: behest.v1.RunDefinition.sampling:type_name -> behest.v1.Sampling
-	16, // 3: behest.v1.RunDefinition.response_format:type_name -> behest.v1.ResponseFormat
-	11, // 4: behest.v1.RunDefinition.operator_permissions:type_name -> behest.v1.PermissionRule
-	11, // 5: behest.v1.RunDefinition.agent_permissions:type_name -> behest.v1.PermissionRule
-	8,  // 6: behest.v1.RunDefinition.limits:type_name -> behest.v1.Limits
+	14, // 0: behest.v1.RunDefinition.tools:type_name -> behest.v1.Tool
+	15, // 1: behest.v1.RunDefinition.tool_choice:type_name -> behest.v1.ToolChoice
+	16, // 2: behest.v1.RunDefinition.sampling:type_name -> behest.v1.Sampling
+	17, // 3: behest.v1.RunDefinition.response_format:type_name -> behest.v1.ResponseFormat
+	12, // 4: behest.v1.RunDefinition.operator_permissions:type_name -> behest.v1.PermissionRule
+	12, // 5: behest.v1.RunDefinition.agent_permissions:type_name -> behest.v1.PermissionRule
+	9,  // 6: behest.v1.RunDefinition.limits:type_name -> behest.v1.Limits
 	1,  // 7: behest.v1.RunDefinition.default_permission:type_name -> behest.v1.PermissionAction
-	17, // 8: behest.v1.RunDefinition.prices:type_name -> behest.v1.Price
-	18, // 9: behest.v1.RunDefinition.approval_timeout:type_name -> google.protobuf.Duration
-	3,  // 10: behest.v1.RunDefinition.tool_scopes:type_name -> behest.v1.ToolScope
-	4,  // 11: behest.v1.RunDefinition.inherited_permissions:type_name -> behest.v1.PermissionScope
-	19, // 12: behest.v1.RunDefinition.sources:type_name -> behest.v1.ContextSource
-	20, // 13: behest.v1.RunDefinition.model_limits:type_name -> behest.v1.ModelLimits
-	6,  // 14: behest.v1.RunDefinition.compaction:type_name -> behest.v1.PinnedCompaction
-	7,  // 15: behest.v1.RunDefinition.pruning:type_name -> behest.v1.Pruning
-	11, // 16: behest.v1.PermissionScope.operator_permissions:type_name -> behest.v1.PermissionRule
-	11, // 17: behest.v1.PermissionScope.agent_permissions:type_name -> behest.v1.PermissionRule
-	1,  // 18: behest.v1.PermissionScope.default_permission:type_name -> behest.v1.PermissionAction
-	18, // 19: behest.v1.Compaction.timeout:type_name -> google.protobuf.Duration
-	18, // 20: behest.v1.Compaction.cool_down:type_name -> google.protobuf.Duration
-	5,  // 21: behest.v1.PinnedCompaction.policy:type_name -> behest.v1.Compaction
-	17, // 22: behest.v1.PinnedCompaction.price:type_name -> behest.v1.Price
-	18, // 23: behest.v1.Limits.timeout:type_name -> google.protobuf.Duration
-	9,  // 24: behest.v1.Limits.doom_loop:type_name -> behest.v1.DoomLoop
-	0,  // 25: behest.v1.DoomLoop.action:type_name -> behest.v1.DoomLoopAction
-	12, // 26: behest.v1.PermissionRule.arguments:type_name -> behest.v1.PermissionRule.ArgumentsEntry
-	1,  // 27: behest.v1.PermissionRule.action:type_name -> behest.v1.PermissionAction
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	18, // 8: behest.v1.RunDefinition.prices:type_name -> behest.v1.Price
+	19, // 9: behest.v1.RunDefinition.approval_timeout:type_name -> google.protobuf.Duration
+	4,  // 10: behest.v1.RunDefinition.tool_scopes:type_name -> behest.v1.ToolScope
+	5,  // 11: behest.v1.RunDefinition.inherited_permissions:type_name -> behest.v1.PermissionScope
+	20, // 12: behest.v1.RunDefinition.sources:type_name -> behest.v1.ContextSource
+	21, // 13: behest.v1.RunDefinition.model_limits:type_name -> behest.v1.ModelLimits
+	7,  // 14: behest.v1.RunDefinition.compaction:type_name -> behest.v1.PinnedCompaction
+	8,  // 15: behest.v1.RunDefinition.pruning:type_name -> behest.v1.Pruning
+	22, // 16: behest.v1.RunDefinition.graph:type_name -> behest.v1.Graph
+	3,  // 17: behest.v1.RunDefinition.node_models:type_name -> behest.v1.PinnedModel
+	18, // 18: behest.v1.PinnedModel.price:type_name -> behest.v1.Price
+	21, // 19: behest.v1.PinnedModel.limits:type_name -> behest.v1.ModelLimits
+	12, // 20: behest.v1.PermissionScope.operator_permissions:type_name -> behest.v1.PermissionRule
+	12, // 21: behest.v1.PermissionScope.agent_permissions:type_name -> behest.v1.PermissionRule
+	1,  // 22: behest.v1.PermissionScope.default_permission:type_name -> behest.v1.PermissionAction
+	19, // 23: behest.v1.Compaction.timeout:type_name -> google.protobuf.Duration
+	19, // 24: behest.v1.Compaction.cool_down:type_name -> google.protobuf.Duration
+	6,  // 25: behest.v1.PinnedCompaction.policy:type_name -> behest.v1.Compaction
+	18, // 26: behest.v1.PinnedCompaction.price:type_name -> behest.v1.Price
+	19, // 27: behest.v1.Limits.timeout:type_name -> google.protobuf.Duration
+	10, // 28: behest.v1.Limits.doom_loop:type_name -> behest.v1.DoomLoop
+	0,  // 29: behest.v1.DoomLoop.action:type_name -> behest.v1.DoomLoopAction
+	13, // 30: behest.v1.PermissionRule.arguments:type_name -> behest.v1.PermissionRule.ArgumentsEntry
+	1,  // 31: behest.v1.PermissionRule.action:type_name -> behest.v1.PermissionAction
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_definition_proto_init() }
@@ -1399,20 +1506,21 @@ func file_behest_v1_definition_proto_init() {
 	}
 	file_behest_v1_chat_proto_init()
 	file_behest_v1_context_proto_init()
+	file_behest_v1_graph_proto_init()
 	file_behest_v1_model_proto_init()
 	file_behest_v1_tool_proto_init()
-	file_behest_v1_definition_proto_msgTypes[3].OneofWrappers = []any{}
-	file_behest_v1_definition_proto_msgTypes[5].OneofWrappers = []any{}
+	file_behest_v1_definition_proto_msgTypes[4].OneofWrappers = []any{}
 	file_behest_v1_definition_proto_msgTypes[6].OneofWrappers = []any{}
 	file_behest_v1_definition_proto_msgTypes[7].OneofWrappers = []any{}
 	file_behest_v1_definition_proto_msgTypes[8].OneofWrappers = []any{}
+	file_behest_v1_definition_proto_msgTypes[9].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_behest_v1_definition_proto_rawDesc), len(file_behest_v1_definition_proto_rawDesc)),
 			NumEnums:      2,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

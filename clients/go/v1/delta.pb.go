@@ -21,10 +21,10 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Delta is a volatile piece of what goes on in the open step: model output and tool progress as they are made. Deltas
-// have no sequence and are never stored; the committed event repeats the whole. A new stream sends the open step from
-// its start, and a client discards what it held of it; it also discards the deltas of an attempt when a higher attempt of
-// the step appears.
+// Delta is a volatile piece of what goes on in an open step: model output and tool progress as they are made. Deltas
+// have no sequence and are never stored; the committed event repeats the whole. A new stream sends the open steps from
+// their start, and a client discards what it held of them; it also discards the deltas of an attempt when a higher
+// attempt of the step appears. Nodes of a reasoning graph have steps open beside each other.
 type Delta struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The step.

@@ -81,6 +81,10 @@ type Event struct {
 	//	*Event_CompactionCircuitOpened
 	//	*Event_ContextCompactionRequested
 	//	*Event_ContextCompactionFailed
+	//	*Event_NodeStarted
+	//	*Event_NodeCompleted
+	//	*Event_NodeFailed
+	//	*Event_NodeSkipped
 	Payload       isEvent_Payload `protobuf_oneof:"payload"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -494,6 +498,42 @@ func (x *Event) GetContextCompactionFailed() *ContextCompactionFailed {
 	return nil
 }
 
+func (x *Event) GetNodeStarted() *NodeStarted {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_NodeStarted); ok {
+			return x.NodeStarted
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetNodeCompleted() *NodeCompleted {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_NodeCompleted); ok {
+			return x.NodeCompleted
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetNodeFailed() *NodeFailed {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_NodeFailed); ok {
+			return x.NodeFailed
+		}
+	}
+	return nil
+}
+
+func (x *Event) GetNodeSkipped() *NodeSkipped {
+	if x != nil {
+		if x, ok := x.Payload.(*Event_NodeSkipped); ok {
+			return x.NodeSkipped
+		}
+	}
+	return nil
+}
+
 type isEvent_Payload interface {
 	isEvent_Payload()
 }
@@ -673,6 +713,26 @@ type Event_ContextCompactionFailed struct {
 	ContextCompactionFailed *ContextCompactionFailed `protobuf:"bytes,504,opt,name=context_compaction_failed,json=contextCompactionFailed,proto3,oneof"`
 }
 
+type Event_NodeStarted struct {
+	// A node of a reasoning graph begins.
+	NodeStarted *NodeStarted `protobuf:"bytes,600,opt,name=node_started,json=nodeStarted,proto3,oneof"`
+}
+
+type Event_NodeCompleted struct {
+	// A node ended well.
+	NodeCompleted *NodeCompleted `protobuf:"bytes,601,opt,name=node_completed,json=nodeCompleted,proto3,oneof"`
+}
+
+type Event_NodeFailed struct {
+	// A node came to nothing.
+	NodeFailed *NodeFailed `protobuf:"bytes,602,opt,name=node_failed,json=nodeFailed,proto3,oneof"`
+}
+
+type Event_NodeSkipped struct {
+	// A node is left out.
+	NodeSkipped *NodeSkipped `protobuf:"bytes,603,opt,name=node_skipped,json=nodeSkipped,proto3,oneof"`
+}
+
 func (*Event_RunCreated) isEvent_Payload() {}
 
 func (*Event_RunClaimed) isEvent_Payload() {}
@@ -743,11 +803,19 @@ func (*Event_ContextCompactionRequested) isEvent_Payload() {}
 
 func (*Event_ContextCompactionFailed) isEvent_Payload() {}
 
+func (*Event_NodeStarted) isEvent_Payload() {}
+
+func (*Event_NodeCompleted) isEvent_Payload() {}
+
+func (*Event_NodeFailed) isEvent_Payload() {}
+
+func (*Event_NodeSkipped) isEvent_Payload() {}
+
 var File_behest_v1_event_proto protoreflect.FileDescriptor
 
 const file_behest_v1_event_proto_rawDesc = "" +
 	"\n" +
-	"\x15behest/v1/event.proto\x12\tbehest.v1\x1a\x1ebehest/v1/approval_event.proto\x1a\x1dbehest/v1/context_event.proto\x1a\x1bbehest/v1/model_event.proto\x1a\x19behest/v1/run_event.proto\x1a\x1abehest/v1/tool_event.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa4\x15\n" +
+	"\x15behest/v1/event.proto\x12\tbehest.v1\x1a\x1ebehest/v1/approval_event.proto\x1a\x1dbehest/v1/context_event.proto\x1a\x1bbehest/v1/model_event.proto\x1a\x1abehest/v1/node_event.proto\x1a\x19behest/v1/run_event.proto\x1a\x1abehest/v1/tool_event.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9f\x17\n" +
 	"\x05Event\x12\x19\n" +
 	"\bevent_id\x18\x01 \x01(\tR\aeventId\x12\x15\n" +
 	"\x06run_id\x18\x02 \x01(\tR\x05runId\x12\x1d\n" +
@@ -802,7 +870,12 @@ const file_behest_v1_event_proto_rawDesc = "" +
 	"\x11context_compacted\x18\xf5\x03 \x01(\v2\x1b.behest.v1.ContextCompactedH\x00R\x10contextCompacted\x12a\n" +
 	"\x19compaction_circuit_opened\x18\xf6\x03 \x01(\v2\".behest.v1.CompactionCircuitOpenedH\x00R\x17compactionCircuitOpened\x12j\n" +
 	"\x1ccontext_compaction_requested\x18\xf7\x03 \x01(\v2%.behest.v1.ContextCompactionRequestedH\x00R\x1acontextCompactionRequested\x12a\n" +
-	"\x19context_compaction_failed\x18\xf8\x03 \x01(\v2\".behest.v1.ContextCompactionFailedH\x00R\x17contextCompactionFailedB\t\n" +
+	"\x19context_compaction_failed\x18\xf8\x03 \x01(\v2\".behest.v1.ContextCompactionFailedH\x00R\x17contextCompactionFailed\x12<\n" +
+	"\fnode_started\x18\xd8\x04 \x01(\v2\x16.behest.v1.NodeStartedH\x00R\vnodeStarted\x12B\n" +
+	"\x0enode_completed\x18\xd9\x04 \x01(\v2\x18.behest.v1.NodeCompletedH\x00R\rnodeCompleted\x129\n" +
+	"\vnode_failed\x18\xda\x04 \x01(\v2\x15.behest.v1.NodeFailedH\x00R\n" +
+	"nodeFailed\x12<\n" +
+	"\fnode_skipped\x18\xdb\x04 \x01(\v2\x16.behest.v1.NodeSkippedH\x00R\vnodeSkippedB\t\n" +
 	"\apayloadBt\n" +
 	"\rcom.behest.v1B\n" +
 	"EventProtoP\x01Z\x12behest/v1;behestv1\xa2\x02\x03BXX\xaa\x02\tBehest.V1\xca\x02\tBehest\\V1\xe2\x02\x15Behest\\V1\\GPBMetadata\xea\x02\n" +
@@ -859,6 +932,10 @@ var file_behest_v1_event_proto_goTypes = []any{
 	(*CompactionCircuitOpened)(nil),    // 34: behest.v1.CompactionCircuitOpened
 	(*ContextCompactionRequested)(nil), // 35: behest.v1.ContextCompactionRequested
 	(*ContextCompactionFailed)(nil),    // 36: behest.v1.ContextCompactionFailed
+	(*NodeStarted)(nil),                // 37: behest.v1.NodeStarted
+	(*NodeCompleted)(nil),              // 38: behest.v1.NodeCompleted
+	(*NodeFailed)(nil),                 // 39: behest.v1.NodeFailed
+	(*NodeSkipped)(nil),                // 40: behest.v1.NodeSkipped
 }
 var file_behest_v1_event_proto_depIdxs = []int32{
 	1,  // 0: behest.v1.Event.record_time:type_name -> google.protobuf.Timestamp
@@ -897,11 +974,15 @@ var file_behest_v1_event_proto_depIdxs = []int32{
 	34, // 33: behest.v1.Event.compaction_circuit_opened:type_name -> behest.v1.CompactionCircuitOpened
 	35, // 34: behest.v1.Event.context_compaction_requested:type_name -> behest.v1.ContextCompactionRequested
 	36, // 35: behest.v1.Event.context_compaction_failed:type_name -> behest.v1.ContextCompactionFailed
-	36, // [36:36] is the sub-list for method output_type
-	36, // [36:36] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	37, // 36: behest.v1.Event.node_started:type_name -> behest.v1.NodeStarted
+	38, // 37: behest.v1.Event.node_completed:type_name -> behest.v1.NodeCompleted
+	39, // 38: behest.v1.Event.node_failed:type_name -> behest.v1.NodeFailed
+	40, // 39: behest.v1.Event.node_skipped:type_name -> behest.v1.NodeSkipped
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_event_proto_init() }
@@ -912,6 +993,7 @@ func file_behest_v1_event_proto_init() {
 	file_behest_v1_approval_event_proto_init()
 	file_behest_v1_context_event_proto_init()
 	file_behest_v1_model_event_proto_init()
+	file_behest_v1_node_event_proto_init()
 	file_behest_v1_run_event_proto_init()
 	file_behest_v1_tool_event_proto_init()
 	file_behest_v1_event_proto_msgTypes[0].OneofWrappers = []any{
@@ -950,6 +1032,10 @@ func file_behest_v1_event_proto_init() {
 		(*Event_CompactionCircuitOpened)(nil),
 		(*Event_ContextCompactionRequested)(nil),
 		(*Event_ContextCompactionFailed)(nil),
+		(*Event_NodeStarted)(nil),
+		(*Event_NodeCompleted)(nil),
+		(*Event_NodeFailed)(nil),
+		(*Event_NodeSkipped)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -23,6 +23,67 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// NodeState says where a visit of a node is. Clients must tolerate values they do not know.
+type NodeState int32
+
+const (
+	// Never sent.
+	NodeState_NODE_STATE_UNSPECIFIED NodeState = 0
+	// It is at work.
+	NodeState_NODE_STATE_RUNNING NodeState = 1
+	// It ended well.
+	NodeState_NODE_STATE_COMPLETED NodeState = 2
+	// It came to nothing.
+	NodeState_NODE_STATE_FAILED NodeState = 3
+	// It was stopped.
+	NodeState_NODE_STATE_SKIPPED NodeState = 4
+)
+
+// Enum value maps for NodeState.
+var (
+	NodeState_name = map[int32]string{
+		0: "NODE_STATE_UNSPECIFIED",
+		1: "NODE_STATE_RUNNING",
+		2: "NODE_STATE_COMPLETED",
+		3: "NODE_STATE_FAILED",
+		4: "NODE_STATE_SKIPPED",
+	}
+	NodeState_value = map[string]int32{
+		"NODE_STATE_UNSPECIFIED": 0,
+		"NODE_STATE_RUNNING":     1,
+		"NODE_STATE_COMPLETED":   2,
+		"NODE_STATE_FAILED":      3,
+		"NODE_STATE_SKIPPED":     4,
+	}
+)
+
+func (x NodeState) Enum() *NodeState {
+	p := new(NodeState)
+	*p = x
+	return p
+}
+
+func (x NodeState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (NodeState) Descriptor() protoreflect.EnumDescriptor {
+	return file_behest_v1_run_proto_enumTypes[0].Descriptor()
+}
+
+func (NodeState) Type() protoreflect.EnumType {
+	return &file_behest_v1_run_proto_enumTypes[0]
+}
+
+func (x NodeState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use NodeState.Descriptor instead.
+func (NodeState) EnumDescriptor() ([]byte, []int) {
+	return file_behest_v1_run_proto_rawDescGZIP(), []int{0}
+}
+
 // Run is the execution of one order on a session by an agent. Its log is the truth; this is the fold of it.
 type Run struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -80,8 +141,10 @@ type Run struct {
 	Messages []*Message `protobuf:"bytes,26,rep,name=messages,proto3" json:"messages,omitempty"`
 	// Approvals that are asked for and not decided. Filled by GetRun only.
 	PendingApprovals []*PendingApproval `protobuf:"bytes,27,rep,name=pending_approvals,json=pendingApprovals,proto3" json:"pending_approvals,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// How far its reasoning graph is. Unset: it has none. Filled by GetRun only.
+	Reasoning     *Reasoning `protobuf:"bytes,28,opt,name=reasoning,proto3" json:"reasoning,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Run) Reset() {
@@ -303,6 +366,222 @@ func (x *Run) GetPendingApprovals() []*PendingApproval {
 	return nil
 }
 
+func (x *Run) GetReasoning() *Reasoning {
+	if x != nil {
+		return x.Reasoning
+	}
+	return nil
+}
+
+// Reasoning says how far the graph of a run is.
+type Reasoning struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The graph.
+	Graph *Graph `protobuf:"bytes,1,opt,name=graph,proto3" json:"graph,omitempty"`
+	// The visits of its nodes, in the order in which they began.
+	Visits []*NodeVisit `protobuf:"bytes,2,rep,name=visits,proto3" json:"visits,omitempty"`
+	// The nodes that were left out before they began.
+	Skipped []*NodeSkipped `protobuf:"bytes,3,rep,name=skipped,proto3" json:"skipped,omitempty"`
+	// The task as the visit left it that ended last in the run's own graph; at the end, the task that the run came to.
+	Task *Task `protobuf:"bytes,4,opt,name=task,proto3" json:"task,omitempty"`
+	// The round of the run's own graph, from 1.
+	Iteration     int32 `protobuf:"varint,5,opt,name=iteration,proto3" json:"iteration,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Reasoning) Reset() {
+	*x = Reasoning{}
+	mi := &file_behest_v1_run_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Reasoning) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Reasoning) ProtoMessage() {}
+
+func (x *Reasoning) ProtoReflect() protoreflect.Message {
+	mi := &file_behest_v1_run_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Reasoning.ProtoReflect.Descriptor instead.
+func (*Reasoning) Descriptor() ([]byte, []int) {
+	return file_behest_v1_run_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Reasoning) GetGraph() *Graph {
+	if x != nil {
+		return x.Graph
+	}
+	return nil
+}
+
+func (x *Reasoning) GetVisits() []*NodeVisit {
+	if x != nil {
+		return x.Visits
+	}
+	return nil
+}
+
+func (x *Reasoning) GetSkipped() []*NodeSkipped {
+	if x != nil {
+		return x.Skipped
+	}
+	return nil
+}
+
+func (x *Reasoning) GetTask() *Task {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
+func (x *Reasoning) GetIteration() int32 {
+	if x != nil {
+		return x.Iteration
+	}
+	return 0
+}
+
+// NodeVisit is one visit of a node.
+type NodeVisit struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How it began.
+	Started *NodeStarted `protobuf:"bytes,1,opt,name=started,proto3" json:"started,omitempty"`
+	// Where it is.
+	State NodeState `protobuf:"varint,2,opt,name=state,proto3,enum=behest.v1.NodeState" json:"state,omitempty"`
+	// What came of it. Set when COMPLETED.
+	Outcome NodeOutcome `protobuf:"varint,3,opt,name=outcome,proto3,enum=behest.v1.NodeOutcome" json:"outcome,omitempty"`
+	// How good it is, from 0 to 1. Unset: not judged.
+	Score *float64 `protobuf:"fixed64,4,opt,name=score,proto3,oneof" json:"score,omitempty"`
+	// Why it came to nothing, a name of ErrorReason. Set when FAILED.
+	Reason string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What happened, for people.
+	Message string `protobuf:"bytes,6,opt,name=message,proto3" json:"message,omitempty"`
+	// When it began.
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// When it ended. Unset before.
+	EndTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	// What it consumed so far.
+	Usage *Usage `protobuf:"bytes,9,opt,name=usage,proto3" json:"usage,omitempty"`
+	// What it added to the task.
+	Delta         *TaskDelta `protobuf:"bytes,10,opt,name=delta,proto3" json:"delta,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeVisit) Reset() {
+	*x = NodeVisit{}
+	mi := &file_behest_v1_run_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeVisit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeVisit) ProtoMessage() {}
+
+func (x *NodeVisit) ProtoReflect() protoreflect.Message {
+	mi := &file_behest_v1_run_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeVisit.ProtoReflect.Descriptor instead.
+func (*NodeVisit) Descriptor() ([]byte, []int) {
+	return file_behest_v1_run_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *NodeVisit) GetStarted() *NodeStarted {
+	if x != nil {
+		return x.Started
+	}
+	return nil
+}
+
+func (x *NodeVisit) GetState() NodeState {
+	if x != nil {
+		return x.State
+	}
+	return NodeState_NODE_STATE_UNSPECIFIED
+}
+
+func (x *NodeVisit) GetOutcome() NodeOutcome {
+	if x != nil {
+		return x.Outcome
+	}
+	return NodeOutcome_NODE_OUTCOME_UNSPECIFIED
+}
+
+func (x *NodeVisit) GetScore() float64 {
+	if x != nil && x.Score != nil {
+		return *x.Score
+	}
+	return 0
+}
+
+func (x *NodeVisit) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *NodeVisit) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *NodeVisit) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *NodeVisit) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
+func (x *NodeVisit) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
+func (x *NodeVisit) GetDelta() *TaskDelta {
+	if x != nil {
+		return x.Delta
+	}
+	return nil
+}
+
 // RunWait says what a run waits for.
 type RunWait struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -316,7 +595,7 @@ type RunWait struct {
 
 func (x *RunWait) Reset() {
 	*x = RunWait{}
-	mi := &file_behest_v1_run_proto_msgTypes[1]
+	mi := &file_behest_v1_run_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -328,7 +607,7 @@ func (x *RunWait) String() string {
 func (*RunWait) ProtoMessage() {}
 
 func (x *RunWait) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_run_proto_msgTypes[1]
+	mi := &file_behest_v1_run_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -341,7 +620,7 @@ func (x *RunWait) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RunWait.ProtoReflect.Descriptor instead.
 func (*RunWait) Descriptor() ([]byte, []int) {
-	return file_behest_v1_run_proto_rawDescGZIP(), []int{1}
+	return file_behest_v1_run_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RunWait) GetReason() WaitReason {
@@ -371,7 +650,7 @@ type PendingApproval struct {
 
 func (x *PendingApproval) Reset() {
 	*x = PendingApproval{}
-	mi := &file_behest_v1_run_proto_msgTypes[2]
+	mi := &file_behest_v1_run_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -383,7 +662,7 @@ func (x *PendingApproval) String() string {
 func (*PendingApproval) ProtoMessage() {}
 
 func (x *PendingApproval) ProtoReflect() protoreflect.Message {
-	mi := &file_behest_v1_run_proto_msgTypes[2]
+	mi := &file_behest_v1_run_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -396,7 +675,7 @@ func (x *PendingApproval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PendingApproval.ProtoReflect.Descriptor instead.
 func (*PendingApproval) Descriptor() ([]byte, []int) {
-	return file_behest_v1_run_proto_rawDescGZIP(), []int{2}
+	return file_behest_v1_run_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *PendingApproval) GetCall() *ToolCall {
@@ -417,7 +696,7 @@ var File_behest_v1_run_proto protoreflect.FileDescriptor
 
 const file_behest_v1_run_proto_rawDesc = "" +
 	"\n" +
-	"\x13behest/v1/run.proto\x12\tbehest.v1\x1a\x1ebehest/v1/approval_event.proto\x1a\x17behest/v1/message.proto\x1a\x19behest/v1/run_event.proto\x1a\x19behest/v1/run_state.proto\x1a\x15behest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x8f\t\n" +
+	"\x13behest/v1/run.proto\x12\tbehest.v1\x1a\x1ebehest/v1/approval_event.proto\x1a\x15behest/v1/graph.proto\x1a\x17behest/v1/message.proto\x1a\x1abehest/v1/node_event.proto\x1a\x19behest/v1/run_event.proto\x1a\x19behest/v1/run_state.proto\x1a\x14behest/v1/task.proto\x1a\x15behest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xc3\t\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1d\n" +
 	"\n" +
@@ -452,16 +731,43 @@ const file_behest_v1_run_proto_rawDesc = "" +
 	"\x06parent\x18\x18 \x01(\v2\x14.behest.v1.ParentRunR\x06parent\x12'\n" +
 	"\x0fdefinition_hash\x18\x19 \x01(\fR\x0edefinitionHash\x12.\n" +
 	"\bmessages\x18\x1a \x03(\v2\x12.behest.v1.MessageR\bmessages\x12G\n" +
-	"\x11pending_approvals\x18\x1b \x03(\v2\x1a.behest.v1.PendingApprovalR\x10pendingApprovals\x1a9\n" +
+	"\x11pending_approvals\x18\x1b \x03(\v2\x1a.behest.v1.PendingApprovalR\x10pendingApprovals\x122\n" +
+	"\treasoning\x18\x1c \x01(\v2\x14.behest.v1.ReasoningR\treasoning\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"j\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd6\x01\n" +
+	"\tReasoning\x12&\n" +
+	"\x05graph\x18\x01 \x01(\v2\x10.behest.v1.GraphR\x05graph\x12,\n" +
+	"\x06visits\x18\x02 \x03(\v2\x14.behest.v1.NodeVisitR\x06visits\x120\n" +
+	"\askipped\x18\x03 \x03(\v2\x16.behest.v1.NodeSkippedR\askipped\x12#\n" +
+	"\x04task\x18\x04 \x01(\v2\x0f.behest.v1.TaskR\x04task\x12\x1c\n" +
+	"\titeration\x18\x05 \x01(\x05R\titeration\"\xb8\x03\n" +
+	"\tNodeVisit\x120\n" +
+	"\astarted\x18\x01 \x01(\v2\x16.behest.v1.NodeStartedR\astarted\x12*\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x14.behest.v1.NodeStateR\x05state\x120\n" +
+	"\aoutcome\x18\x03 \x01(\x0e2\x16.behest.v1.NodeOutcomeR\aoutcome\x12\x19\n" +
+	"\x05score\x18\x04 \x01(\x01H\x00R\x05score\x88\x01\x01\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x18\n" +
+	"\amessage\x18\x06 \x01(\tR\amessage\x129\n" +
+	"\n" +
+	"start_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x125\n" +
+	"\bend_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12&\n" +
+	"\x05usage\x18\t \x01(\v2\x10.behest.v1.UsageR\x05usage\x12*\n" +
+	"\x05delta\x18\n" +
+	" \x01(\v2\x14.behest.v1.TaskDeltaR\x05deltaB\b\n" +
+	"\x06_score\"j\n" +
 	"\aRunWait\x12-\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x15.behest.v1.WaitReasonR\x06reason\x120\n" +
 	"\x05until\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\x05until\"r\n" +
 	"\x0fPendingApproval\x12'\n" +
 	"\x04call\x18\x01 \x01(\v2\x13.behest.v1.ToolCallR\x04call\x126\n" +
-	"\arequest\x18\x02 \x01(\v2\x1c.behest.v1.ApprovalRequestedR\arequestBr\n" +
+	"\arequest\x18\x02 \x01(\v2\x1c.behest.v1.ApprovalRequestedR\arequest*\x88\x01\n" +
+	"\tNodeState\x12\x1a\n" +
+	"\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12NODE_STATE_RUNNING\x10\x01\x12\x18\n" +
+	"\x14NODE_STATE_COMPLETED\x10\x02\x12\x15\n" +
+	"\x11NODE_STATE_FAILED\x10\x03\x12\x16\n" +
+	"\x12NODE_STATE_SKIPPED\x10\x04Br\n" +
 	"\rcom.behest.v1B\bRunProtoP\x01Z\x12behest/v1;behestv1\xa2\x02\x03BXX\xaa\x02\tBehest.V1\xca\x02\tBehest\\V1\xe2\x02\x15Behest\\V1\\GPBMetadata\xea\x02\n" +
 	"Behest::V1b\x06proto3"
 
@@ -477,48 +783,70 @@ func file_behest_v1_run_proto_rawDescGZIP() []byte {
 	return file_behest_v1_run_proto_rawDescData
 }
 
-var file_behest_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_behest_v1_run_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_behest_v1_run_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_behest_v1_run_proto_goTypes = []any{
-	(*Run)(nil),                   // 0: behest.v1.Run
-	(*RunWait)(nil),               // 1: behest.v1.RunWait
-	(*PendingApproval)(nil),       // 2: behest.v1.PendingApproval
-	nil,                           // 3: behest.v1.Run.LabelsEntry
-	(RunState)(0),                 // 4: behest.v1.RunState
-	(*timestamppb.Timestamp)(nil), // 5: google.protobuf.Timestamp
-	(*Usage)(nil),                 // 6: behest.v1.Usage
-	(*RunOutput)(nil),             // 7: behest.v1.RunOutput
-	(*status.Status)(nil),         // 8: google.rpc.Status
-	(*ForkedFrom)(nil),            // 9: behest.v1.ForkedFrom
-	(*ParentRun)(nil),             // 10: behest.v1.ParentRun
-	(*Message)(nil),               // 11: behest.v1.Message
-	(WaitReason)(0),               // 12: behest.v1.WaitReason
-	(*ToolCall)(nil),              // 13: behest.v1.ToolCall
-	(*ApprovalRequested)(nil),     // 14: behest.v1.ApprovalRequested
+	(NodeState)(0),                // 0: behest.v1.NodeState
+	(*Run)(nil),                   // 1: behest.v1.Run
+	(*Reasoning)(nil),             // 2: behest.v1.Reasoning
+	(*NodeVisit)(nil),             // 3: behest.v1.NodeVisit
+	(*RunWait)(nil),               // 4: behest.v1.RunWait
+	(*PendingApproval)(nil),       // 5: behest.v1.PendingApproval
+	nil,                           // 6: behest.v1.Run.LabelsEntry
+	(RunState)(0),                 // 7: behest.v1.RunState
+	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
+	(*Usage)(nil),                 // 9: behest.v1.Usage
+	(*RunOutput)(nil),             // 10: behest.v1.RunOutput
+	(*status.Status)(nil),         // 11: google.rpc.Status
+	(*ForkedFrom)(nil),            // 12: behest.v1.ForkedFrom
+	(*ParentRun)(nil),             // 13: behest.v1.ParentRun
+	(*Message)(nil),               // 14: behest.v1.Message
+	(*Graph)(nil),                 // 15: behest.v1.Graph
+	(*NodeSkipped)(nil),           // 16: behest.v1.NodeSkipped
+	(*Task)(nil),                  // 17: behest.v1.Task
+	(*NodeStarted)(nil),           // 18: behest.v1.NodeStarted
+	(NodeOutcome)(0),              // 19: behest.v1.NodeOutcome
+	(*TaskDelta)(nil),             // 20: behest.v1.TaskDelta
+	(WaitReason)(0),               // 21: behest.v1.WaitReason
+	(*ToolCall)(nil),              // 22: behest.v1.ToolCall
+	(*ApprovalRequested)(nil),     // 23: behest.v1.ApprovalRequested
 }
 var file_behest_v1_run_proto_depIdxs = []int32{
-	4,  // 0: behest.v1.Run.state:type_name -> behest.v1.RunState
-	1,  // 1: behest.v1.Run.wait:type_name -> behest.v1.RunWait
-	3,  // 2: behest.v1.Run.labels:type_name -> behest.v1.Run.LabelsEntry
-	5,  // 3: behest.v1.Run.create_time:type_name -> google.protobuf.Timestamp
-	5,  // 4: behest.v1.Run.start_time:type_name -> google.protobuf.Timestamp
-	5,  // 5: behest.v1.Run.end_time:type_name -> google.protobuf.Timestamp
-	5,  // 6: behest.v1.Run.deadline:type_name -> google.protobuf.Timestamp
-	6,  // 7: behest.v1.Run.usage:type_name -> behest.v1.Usage
-	7,  // 8: behest.v1.Run.output:type_name -> behest.v1.RunOutput
-	8,  // 9: behest.v1.Run.error:type_name -> google.rpc.Status
-	9,  // 10: behest.v1.Run.forked_from:type_name -> behest.v1.ForkedFrom
-	10, // 11: behest.v1.Run.parent:type_name -> behest.v1.ParentRun
-	11, // 12: behest.v1.Run.messages:type_name -> behest.v1.Message
-	2,  // 13: behest.v1.Run.pending_approvals:type_name -> behest.v1.PendingApproval
-	12, // 14: behest.v1.RunWait.reason:type_name -> behest.v1.WaitReason
-	5,  // 15: behest.v1.RunWait.until:type_name -> google.protobuf.Timestamp
-	13, // 16: behest.v1.PendingApproval.call:type_name -> behest.v1.ToolCall
-	14, // 17: behest.v1.PendingApproval.request:type_name -> behest.v1.ApprovalRequested
-	18, // [18:18] is the sub-list for method output_type
-	18, // [18:18] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	7,  // 0: behest.v1.Run.state:type_name -> behest.v1.RunState
+	4,  // 1: behest.v1.Run.wait:type_name -> behest.v1.RunWait
+	6,  // 2: behest.v1.Run.labels:type_name -> behest.v1.Run.LabelsEntry
+	8,  // 3: behest.v1.Run.create_time:type_name -> google.protobuf.Timestamp
+	8,  // 4: behest.v1.Run.start_time:type_name -> google.protobuf.Timestamp
+	8,  // 5: behest.v1.Run.end_time:type_name -> google.protobuf.Timestamp
+	8,  // 6: behest.v1.Run.deadline:type_name -> google.protobuf.Timestamp
+	9,  // 7: behest.v1.Run.usage:type_name -> behest.v1.Usage
+	10, // 8: behest.v1.Run.output:type_name -> behest.v1.RunOutput
+	11, // 9: behest.v1.Run.error:type_name -> google.rpc.Status
+	12, // 10: behest.v1.Run.forked_from:type_name -> behest.v1.ForkedFrom
+	13, // 11: behest.v1.Run.parent:type_name -> behest.v1.ParentRun
+	14, // 12: behest.v1.Run.messages:type_name -> behest.v1.Message
+	5,  // 13: behest.v1.Run.pending_approvals:type_name -> behest.v1.PendingApproval
+	2,  // 14: behest.v1.Run.reasoning:type_name -> behest.v1.Reasoning
+	15, // 15: behest.v1.Reasoning.graph:type_name -> behest.v1.Graph
+	3,  // 16: behest.v1.Reasoning.visits:type_name -> behest.v1.NodeVisit
+	16, // 17: behest.v1.Reasoning.skipped:type_name -> behest.v1.NodeSkipped
+	17, // 18: behest.v1.Reasoning.task:type_name -> behest.v1.Task
+	18, // 19: behest.v1.NodeVisit.started:type_name -> behest.v1.NodeStarted
+	0,  // 20: behest.v1.NodeVisit.state:type_name -> behest.v1.NodeState
+	19, // 21: behest.v1.NodeVisit.outcome:type_name -> behest.v1.NodeOutcome
+	8,  // 22: behest.v1.NodeVisit.start_time:type_name -> google.protobuf.Timestamp
+	8,  // 23: behest.v1.NodeVisit.end_time:type_name -> google.protobuf.Timestamp
+	9,  // 24: behest.v1.NodeVisit.usage:type_name -> behest.v1.Usage
+	20, // 25: behest.v1.NodeVisit.delta:type_name -> behest.v1.TaskDelta
+	21, // 26: behest.v1.RunWait.reason:type_name -> behest.v1.WaitReason
+	8,  // 27: behest.v1.RunWait.until:type_name -> google.protobuf.Timestamp
+	22, // 28: behest.v1.PendingApproval.call:type_name -> behest.v1.ToolCall
+	23, // 29: behest.v1.PendingApproval.request:type_name -> behest.v1.ApprovalRequested
+	30, // [30:30] is the sub-list for method output_type
+	30, // [30:30] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_run_proto_init() }
@@ -527,22 +855,27 @@ func file_behest_v1_run_proto_init() {
 		return
 	}
 	file_behest_v1_approval_event_proto_init()
+	file_behest_v1_graph_proto_init()
 	file_behest_v1_message_proto_init()
+	file_behest_v1_node_event_proto_init()
 	file_behest_v1_run_event_proto_init()
 	file_behest_v1_run_state_proto_init()
+	file_behest_v1_task_proto_init()
 	file_behest_v1_usage_proto_init()
+	file_behest_v1_run_proto_msgTypes[2].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_behest_v1_run_proto_rawDesc), len(file_behest_v1_run_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   4,
+			NumEnums:      1,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
 		GoTypes:           file_behest_v1_run_proto_goTypes,
 		DependencyIndexes: file_behest_v1_run_proto_depIdxs,
+		EnumInfos:         file_behest_v1_run_proto_enumTypes,
 		MessageInfos:      file_behest_v1_run_proto_msgTypes,
 	}.Build()
 	File_behest_v1_run_proto = out.File

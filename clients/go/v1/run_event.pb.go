@@ -117,7 +117,9 @@ type RunCreated struct {
 	// Whether the run is cancelled when the client that streams it goes away.
 	CancelOnDisconnect bool `protobuf:"varint,16,opt,name=cancel_on_disconnect,json=cancelOnDisconnect,proto3" json:"cancel_on_disconnect,omitempty"`
 	// The W3C trace context that the order came with; the run's span stands under its span. May be empty.
-	Traceparent   string `protobuf:"bytes,17,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	Traceparent string `protobuf:"bytes,17,opt,name=traceparent,proto3" json:"traceparent,omitempty"`
+	// The task that the run's graph starts from. Unset: the run has no graph.
+	Task          *Task `protobuf:"bytes,18,opt,name=task,proto3" json:"task,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -271,6 +273,13 @@ func (x *RunCreated) GetTraceparent() string {
 	return ""
 }
 
+func (x *RunCreated) GetTask() *Task {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
 // ForkedFrom names the run and the event that a run starts from.
 type ForkedFrom struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -279,7 +288,9 @@ type ForkedFrom struct {
 	// The sequence up to which its transcript is taken.
 	Sequence uint64 `protobuf:"varint,2,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	// The transcript; each call in it has a result.
-	Messages      []*Message `protobuf:"bytes,3,rep,name=messages,proto3" json:"messages,omitempty"`
+	Messages []*Message `protobuf:"bytes,3,rep,name=messages,proto3" json:"messages,omitempty"`
+	// What became of the nodes of its graph, in order. Nodes that were at work are begun anew.
+	Nodes         []*NodeEvent `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -331,6 +342,13 @@ func (x *ForkedFrom) GetSequence() uint64 {
 func (x *ForkedFrom) GetMessages() []*Message {
 	if x != nil {
 		return x.Messages
+	}
+	return nil
+}
+
+func (x *ForkedFrom) GetNodes() []*NodeEvent {
+	if x != nil {
+		return x.Nodes
 	}
 	return nil
 }
@@ -1313,7 +1331,9 @@ type DoomLoopDetected struct {
 	// How often it was seen.
 	Repeats int32 `protobuf:"varint,2,opt,name=repeats,proto3" json:"repeats,omitempty"`
 	// Whether the run ends for it.
-	Stopped       bool `protobuf:"varint,3,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	Stopped bool `protobuf:"varint,3,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	// The visit of a reasoning graph's node whose model it is; it is the node that fails then. 0: the run has no graph.
+	Visit         int32 `protobuf:"varint,4,opt,name=visit,proto3" json:"visit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1369,11 +1389,18 @@ func (x *DoomLoopDetected) GetStopped() bool {
 	return false
 }
 
+func (x *DoomLoopDetected) GetVisit() int32 {
+	if x != nil {
+		return x.Visit
+	}
+	return 0
+}
+
 var File_behest_v1_run_event_proto protoreflect.FileDescriptor
 
 const file_behest_v1_run_event_proto_rawDesc = "" +
 	"\n" +
-	"\x19behest/v1/run_event.proto\x12\tbehest.v1\x1a\x1abehest/v1/definition.proto\x1a\x17behest/v1/message.proto\x1a\x19behest/v1/run_state.proto\x1a\x15behest/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xdb\x06\n" +
+	"\x19behest/v1/run_event.proto\x12\tbehest.v1\x1a\x1abehest/v1/definition.proto\x1a\x17behest/v1/message.proto\x1a\x1abehest/v1/node_event.proto\x1a\x19behest/v1/run_state.proto\x1a\x14behest/v1/task.proto\x1a\x15behest/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x80\a\n" +
 	"\n" +
 	"RunCreated\x12\x1d\n" +
 	"\n" +
@@ -1396,15 +1423,17 @@ const file_behest_v1_run_event_proto_rawDesc = "" +
 	"\tnamespace\x18\x0e \x01(\tR\tnamespace\x12>\n" +
 	"\rqueue_timeout\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\fqueueTimeout\x120\n" +
 	"\x14cancel_on_disconnect\x18\x10 \x01(\bR\x12cancelOnDisconnect\x12 \n" +
-	"\vtraceparent\x18\x11 \x01(\tR\vtraceparent\x1a9\n" +
+	"\vtraceparent\x18\x11 \x01(\tR\vtraceparent\x12#\n" +
+	"\x04task\x18\x12 \x01(\v2\x0f.behest.v1.TaskR\x04task\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"o\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x9b\x01\n" +
 	"\n" +
 	"ForkedFrom\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12.\n" +
-	"\bmessages\x18\x03 \x03(\v2\x12.behest.v1.MessageR\bmessages\"y\n" +
+	"\bmessages\x18\x03 \x03(\v2\x12.behest.v1.MessageR\bmessages\x12*\n" +
+	"\x05nodes\x18\x04 \x03(\v2\x14.behest.v1.NodeEventR\x05nodes\"y\n" +
 	"\tParentRun\x12\x15\n" +
 	"\x06run_id\x18\x01 \x01(\tR\x05runId\x12\x17\n" +
 	"\acall_id\x18\x02 \x01(\tR\x06callId\x12\x14\n" +
@@ -1468,11 +1497,12 @@ const file_behest_v1_run_event_proto_rawDesc = "" +
 	"childRunId\x12\x17\n" +
 	"\acall_id\x18\x02 \x01(\tR\x06callId\x12)\n" +
 	"\x05state\x18\x03 \x01(\x0e2\x13.behest.v1.RunStateR\x05state\x12&\n" +
-	"\x05usage\x18\x04 \x01(\v2\x10.behest.v1.UsageR\x05usage\"\\\n" +
+	"\x05usage\x18\x04 \x01(\v2\x10.behest.v1.UsageR\x05usage\"r\n" +
 	"\x10DoomLoopDetected\x12\x14\n" +
 	"\x05cycle\x18\x01 \x03(\tR\x05cycle\x12\x18\n" +
 	"\arepeats\x18\x02 \x01(\x05R\arepeats\x12\x18\n" +
-	"\astopped\x18\x03 \x01(\bR\astopped*{\n" +
+	"\astopped\x18\x03 \x01(\bR\astopped\x12\x14\n" +
+	"\x05visit\x18\x04 \x01(\x05R\x05visit*{\n" +
 	"\vClaimReason\x12\x1c\n" +
 	"\x18CLAIM_REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14CLAIM_REASON_CREATED\x10\x01\x12\x19\n" +
@@ -1522,14 +1552,16 @@ var file_behest_v1_run_event_proto_goTypes = []any{
 	(*durationpb.Duration)(nil),   // 23: google.protobuf.Duration
 	(*Budgets)(nil),               // 24: behest.v1.Budgets
 	(DurabilityClass)(0),          // 25: behest.v1.DurabilityClass
-	(*timestamppb.Timestamp)(nil), // 26: google.protobuf.Timestamp
-	(WaitReason)(0),               // 27: behest.v1.WaitReason
-	(CancelMode)(0),               // 28: behest.v1.CancelMode
-	(CancelCause)(0),              // 29: behest.v1.CancelCause
-	(*RunOutput)(nil),             // 30: behest.v1.RunOutput
-	(*status.Status)(nil),         // 31: google.rpc.Status
-	(RunState)(0),                 // 32: behest.v1.RunState
-	(*Usage)(nil),                 // 33: behest.v1.Usage
+	(*Task)(nil),                  // 26: behest.v1.Task
+	(*NodeEvent)(nil),             // 27: behest.v1.NodeEvent
+	(*timestamppb.Timestamp)(nil), // 28: google.protobuf.Timestamp
+	(WaitReason)(0),               // 29: behest.v1.WaitReason
+	(CancelMode)(0),               // 30: behest.v1.CancelMode
+	(CancelCause)(0),              // 31: behest.v1.CancelCause
+	(*RunOutput)(nil),             // 32: behest.v1.RunOutput
+	(*status.Status)(nil),         // 33: google.rpc.Status
+	(RunState)(0),                 // 34: behest.v1.RunState
+	(*Usage)(nil),                 // 35: behest.v1.Usage
 }
 var file_behest_v1_run_event_proto_depIdxs = []int32{
 	21, // 0: behest.v1.RunCreated.session_policy:type_name -> behest.v1.SessionPolicy
@@ -1541,32 +1573,34 @@ var file_behest_v1_run_event_proto_depIdxs = []int32{
 	2,  // 6: behest.v1.RunCreated.forked_from:type_name -> behest.v1.ForkedFrom
 	3,  // 7: behest.v1.RunCreated.parent:type_name -> behest.v1.ParentRun
 	23, // 8: behest.v1.RunCreated.queue_timeout:type_name -> google.protobuf.Duration
-	22, // 9: behest.v1.ForkedFrom.messages:type_name -> behest.v1.Message
-	0,  // 10: behest.v1.RunClaimed.reason:type_name -> behest.v1.ClaimReason
-	26, // 11: behest.v1.RunStarted.deadline:type_name -> google.protobuf.Timestamp
-	27, // 12: behest.v1.RunWaiting.reason:type_name -> behest.v1.WaitReason
-	26, // 13: behest.v1.RunWaiting.until:type_name -> google.protobuf.Timestamp
-	27, // 14: behest.v1.RunResumed.reason:type_name -> behest.v1.WaitReason
-	26, // 15: behest.v1.RunResumed.deadline:type_name -> google.protobuf.Timestamp
-	22, // 16: behest.v1.InputReceived.message:type_name -> behest.v1.Message
-	28, // 17: behest.v1.RunCancelRequested.mode:type_name -> behest.v1.CancelMode
-	29, // 18: behest.v1.RunCancelRequested.cause:type_name -> behest.v1.CancelCause
-	30, // 19: behest.v1.RunCompleted.output:type_name -> behest.v1.RunOutput
-	31, // 20: behest.v1.RunFailed.error:type_name -> google.rpc.Status
-	29, // 21: behest.v1.RunCancelled.cause:type_name -> behest.v1.CancelCause
-	16, // 22: behest.v1.RunCancelled.receipts:type_name -> behest.v1.CancelReceipt
-	31, // 23: behest.v1.RunCancelled.error:type_name -> google.rpc.Status
-	31, // 24: behest.v1.RunTimedOut.error:type_name -> google.rpc.Status
-	16, // 25: behest.v1.RunTimedOut.receipts:type_name -> behest.v1.CancelReceipt
-	24, // 26: behest.v1.ChildRunStarted.budgets:type_name -> behest.v1.Budgets
-	23, // 27: behest.v1.ChildRunStarted.timeout:type_name -> google.protobuf.Duration
-	32, // 28: behest.v1.ChildRunEnded.state:type_name -> behest.v1.RunState
-	33, // 29: behest.v1.ChildRunEnded.usage:type_name -> behest.v1.Usage
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	26, // 9: behest.v1.RunCreated.task:type_name -> behest.v1.Task
+	22, // 10: behest.v1.ForkedFrom.messages:type_name -> behest.v1.Message
+	27, // 11: behest.v1.ForkedFrom.nodes:type_name -> behest.v1.NodeEvent
+	0,  // 12: behest.v1.RunClaimed.reason:type_name -> behest.v1.ClaimReason
+	28, // 13: behest.v1.RunStarted.deadline:type_name -> google.protobuf.Timestamp
+	29, // 14: behest.v1.RunWaiting.reason:type_name -> behest.v1.WaitReason
+	28, // 15: behest.v1.RunWaiting.until:type_name -> google.protobuf.Timestamp
+	29, // 16: behest.v1.RunResumed.reason:type_name -> behest.v1.WaitReason
+	28, // 17: behest.v1.RunResumed.deadline:type_name -> google.protobuf.Timestamp
+	22, // 18: behest.v1.InputReceived.message:type_name -> behest.v1.Message
+	30, // 19: behest.v1.RunCancelRequested.mode:type_name -> behest.v1.CancelMode
+	31, // 20: behest.v1.RunCancelRequested.cause:type_name -> behest.v1.CancelCause
+	32, // 21: behest.v1.RunCompleted.output:type_name -> behest.v1.RunOutput
+	33, // 22: behest.v1.RunFailed.error:type_name -> google.rpc.Status
+	31, // 23: behest.v1.RunCancelled.cause:type_name -> behest.v1.CancelCause
+	16, // 24: behest.v1.RunCancelled.receipts:type_name -> behest.v1.CancelReceipt
+	33, // 25: behest.v1.RunCancelled.error:type_name -> google.rpc.Status
+	33, // 26: behest.v1.RunTimedOut.error:type_name -> google.rpc.Status
+	16, // 27: behest.v1.RunTimedOut.receipts:type_name -> behest.v1.CancelReceipt
+	24, // 28: behest.v1.ChildRunStarted.budgets:type_name -> behest.v1.Budgets
+	23, // 29: behest.v1.ChildRunStarted.timeout:type_name -> google.protobuf.Duration
+	34, // 30: behest.v1.ChildRunEnded.state:type_name -> behest.v1.RunState
+	35, // 31: behest.v1.ChildRunEnded.usage:type_name -> behest.v1.Usage
+	32, // [32:32] is the sub-list for method output_type
+	32, // [32:32] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_run_event_proto_init() }
@@ -1576,7 +1610,9 @@ func file_behest_v1_run_event_proto_init() {
 	}
 	file_behest_v1_definition_proto_init()
 	file_behest_v1_message_proto_init()
+	file_behest_v1_node_event_proto_init()
 	file_behest_v1_run_state_proto_init()
+	file_behest_v1_task_proto_init()
 	file_behest_v1_usage_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{

@@ -193,7 +193,7 @@ type StreamRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Committed events, in order, whole commits. Apply them before the deltas.
 	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
-	// Volatile pieces of the open step.
+	// Volatile pieces of what goes on in open steps.
 	Deltas []*Delta `protobuf:"bytes,2,rep,name=deltas,proto3" json:"deltas,omitempty"`
 	// The sequence of the last committed event. A frame with nothing else is a heartbeat.
 	HeadSequence  uint64 `protobuf:"varint,3,opt,name=head_sequence,json=headSequence,proto3" json:"head_sequence,omitempty"`
@@ -312,7 +312,7 @@ type WatchRunResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Committed events, in order, whole commits. Apply them before the deltas.
 	Events []*Event `protobuf:"bytes,1,rep,name=events,proto3" json:"events,omitempty"`
-	// Volatile pieces of the open step.
+	// Volatile pieces of what goes on in open steps.
 	Deltas []*Delta `protobuf:"bytes,2,rep,name=deltas,proto3" json:"deltas,omitempty"`
 	// The sequence of the last committed event. A frame with nothing else is a heartbeat.
 	HeadSequence  uint64 `protobuf:"varint,3,opt,name=head_sequence,json=headSequence,proto3" json:"head_sequence,omitempty"`
@@ -876,7 +876,9 @@ type ForkRunRequest struct {
 	// a new one.
 	Spec *RunSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
 	// As in CreateRunRequest.
-	RequestId     string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The visit of a node right before which it is forked, in the place of a sequence. 0: at the sequence.
+	Visit         int32 `protobuf:"varint,5,opt,name=visit,proto3" json:"visit,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -937,6 +939,13 @@ func (x *ForkRunRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *ForkRunRequest) GetVisit() int32 {
+	if x != nil {
+		return x.Visit
+	}
+	return 0
 }
 
 // ForkRunResponse carries the new run.
@@ -1327,13 +1336,14 @@ const file_behest_v1_run_service_proto_rawDesc = "" +
 	"request_id\x18\x03 \x01(\tR\trequestId\"K\n" +
 	"\x11SendInputResponse\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x1a\n" +
-	"\breplayed\x18\x02 \x01(\bR\breplayed\"\x97\x01\n" +
+	"\breplayed\x18\x02 \x01(\bR\breplayed\"\xad\x01\n" +
 	"\x0eForkRunRequest\x12\"\n" +
 	"\rsource_run_id\x18\x01 \x01(\tR\vsourceRunId\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12&\n" +
 	"\x04spec\x18\x03 \x01(\v2\x12.behest.v1.RunSpecR\x04spec\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestId\"O\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\x12\x14\n" +
+	"\x05visit\x18\x05 \x01(\x05R\x05visit\"O\n" +
 	"\x0fForkRunResponse\x12 \n" +
 	"\x03run\x18\x01 \x01(\v2\x0e.behest.v1.RunR\x03run\x12\x1a\n" +
 	"\breplayed\x18\x02 \x01(\bR\breplayed\")\n" +

@@ -58,8 +58,20 @@ type RunSpec struct {
 	CancelOnDisconnect bool `protobuf:"varint,15,opt,name=cancel_on_disconnect,json=cancelOnDisconnect,proto3" json:"cancel_on_disconnect,omitempty"`
 	// The provider's own options, a JSON object. Empty: the agent's.
 	ProviderOptionsJson string `protobuf:"bytes,16,opt,name=provider_options_json,json=providerOptionsJson,proto3" json:"provider_options_json,omitempty"`
-	unknownFields       protoimpl.UnknownFields
-	sizeCache           protoimpl.SizeCache
+	// A reasoning graph to run in the place of the loop of model and tools, by its id. At most one of graph_id, graph and
+	// strategy is set; none: the agent's.
+	GraphId string `protobuf:"bytes,17,opt,name=graph_id,json=graphId,proto3" json:"graph_id,omitempty"`
+	// The version of that graph. 0: the newest.
+	GraphVersion int64 `protobuf:"varint,18,opt,name=graph_version,json=graphVersion,proto3" json:"graph_version,omitempty"`
+	// A reasoning graph to run, whole.
+	Graph *Graph `protobuf:"bytes,19,opt,name=graph,proto3" json:"graph,omitempty"`
+	// A strategy to run.
+	Strategy *StrategyChoice `protobuf:"bytes,20,opt,name=strategy,proto3" json:"strategy,omitempty"`
+	// The task that a graph works on, at most 1 MiB. What it leaves empty comes from the order: its text is the goal when
+	// the task has none, else the input. Unset: that alone. Where parts come from is not taken over.
+	Task          *Task `protobuf:"bytes,21,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RunSpec) Reset() {
@@ -204,11 +216,46 @@ func (x *RunSpec) GetProviderOptionsJson() string {
 	return ""
 }
 
+func (x *RunSpec) GetGraphId() string {
+	if x != nil {
+		return x.GraphId
+	}
+	return ""
+}
+
+func (x *RunSpec) GetGraphVersion() int64 {
+	if x != nil {
+		return x.GraphVersion
+	}
+	return 0
+}
+
+func (x *RunSpec) GetGraph() *Graph {
+	if x != nil {
+		return x.Graph
+	}
+	return nil
+}
+
+func (x *RunSpec) GetStrategy() *StrategyChoice {
+	if x != nil {
+		return x.Strategy
+	}
+	return nil
+}
+
+func (x *RunSpec) GetTask() *Task {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
 var File_behest_v1_run_spec_proto protoreflect.FileDescriptor
 
 const file_behest_v1_run_spec_proto_rawDesc = "" +
 	"\n" +
-	"\x18behest/v1/run_spec.proto\x12\tbehest.v1\x1a\x14behest/v1/chat.proto\x1a\x1abehest/v1/definition.proto\x1a\x17behest/v1/message.proto\x1a\x19behest/v1/run_state.proto\x1a\x1egoogle/protobuf/duration.proto\"\x85\x06\n" +
+	"\x18behest/v1/run_spec.proto\x12\tbehest.v1\x1a\x14behest/v1/chat.proto\x1a\x1abehest/v1/definition.proto\x1a\x15behest/v1/graph.proto\x1a\x17behest/v1/message.proto\x1a\x19behest/v1/run_state.proto\x1a\x14behest/v1/task.proto\x1a\x1egoogle/protobuf/duration.proto\"\xc9\a\n" +
 	"\aRunSpec\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x19\n" +
@@ -228,7 +275,12 @@ const file_behest_v1_run_spec_proto_rawDesc = "" +
 	"\x06labels\x18\r \x03(\v2\x1e.behest.v1.RunSpec.LabelsEntryR\x06labels\x12\x15\n" +
 	"\x06run_id\x18\x0e \x01(\tR\x05runId\x120\n" +
 	"\x14cancel_on_disconnect\x18\x0f \x01(\bR\x12cancelOnDisconnect\x122\n" +
-	"\x15provider_options_json\x18\x10 \x01(\tR\x13providerOptionsJson\x1a9\n" +
+	"\x15provider_options_json\x18\x10 \x01(\tR\x13providerOptionsJson\x12\x19\n" +
+	"\bgraph_id\x18\x11 \x01(\tR\agraphId\x12#\n" +
+	"\rgraph_version\x18\x12 \x01(\x03R\fgraphVersion\x12&\n" +
+	"\x05graph\x18\x13 \x01(\v2\x10.behest.v1.GraphR\x05graph\x125\n" +
+	"\bstrategy\x18\x14 \x01(\v2\x19.behest.v1.StrategyChoiceR\bstrategy\x12#\n" +
+	"\x04task\x18\x15 \x01(\v2\x0f.behest.v1.TaskR\x04task\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01Bv\n" +
@@ -258,21 +310,27 @@ var file_behest_v1_run_spec_proto_goTypes = []any{
 	(*Budgets)(nil),             // 6: behest.v1.Budgets
 	(*durationpb.Duration)(nil), // 7: google.protobuf.Duration
 	(SessionPolicy)(0),          // 8: behest.v1.SessionPolicy
+	(*Graph)(nil),               // 9: behest.v1.Graph
+	(*StrategyChoice)(nil),      // 10: behest.v1.StrategyChoice
+	(*Task)(nil),                // 11: behest.v1.Task
 }
 var file_behest_v1_run_spec_proto_depIdxs = []int32{
-	2, // 0: behest.v1.RunSpec.input:type_name -> behest.v1.Part
-	3, // 1: behest.v1.RunSpec.tool_choice:type_name -> behest.v1.ToolChoice
-	4, // 2: behest.v1.RunSpec.sampling:type_name -> behest.v1.Sampling
-	5, // 3: behest.v1.RunSpec.response_format:type_name -> behest.v1.ResponseFormat
-	6, // 4: behest.v1.RunSpec.budgets:type_name -> behest.v1.Budgets
-	7, // 5: behest.v1.RunSpec.timeout:type_name -> google.protobuf.Duration
-	8, // 6: behest.v1.RunSpec.session_policy:type_name -> behest.v1.SessionPolicy
-	1, // 7: behest.v1.RunSpec.labels:type_name -> behest.v1.RunSpec.LabelsEntry
-	8, // [8:8] is the sub-list for method output_type
-	8, // [8:8] is the sub-list for method input_type
-	8, // [8:8] is the sub-list for extension type_name
-	8, // [8:8] is the sub-list for extension extendee
-	0, // [0:8] is the sub-list for field type_name
+	2,  // 0: behest.v1.RunSpec.input:type_name -> behest.v1.Part
+	3,  // 1: behest.v1.RunSpec.tool_choice:type_name -> behest.v1.ToolChoice
+	4,  // 2: behest.v1.RunSpec.sampling:type_name -> behest.v1.Sampling
+	5,  // 3: behest.v1.RunSpec.response_format:type_name -> behest.v1.ResponseFormat
+	6,  // 4: behest.v1.RunSpec.budgets:type_name -> behest.v1.Budgets
+	7,  // 5: behest.v1.RunSpec.timeout:type_name -> google.protobuf.Duration
+	8,  // 6: behest.v1.RunSpec.session_policy:type_name -> behest.v1.SessionPolicy
+	1,  // 7: behest.v1.RunSpec.labels:type_name -> behest.v1.RunSpec.LabelsEntry
+	9,  // 8: behest.v1.RunSpec.graph:type_name -> behest.v1.Graph
+	10, // 9: behest.v1.RunSpec.strategy:type_name -> behest.v1.StrategyChoice
+	11, // 10: behest.v1.RunSpec.task:type_name -> behest.v1.Task
+	11, // [11:11] is the sub-list for method output_type
+	11, // [11:11] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_behest_v1_run_spec_proto_init() }
@@ -282,8 +340,10 @@ func file_behest_v1_run_spec_proto_init() {
 	}
 	file_behest_v1_chat_proto_init()
 	file_behest_v1_definition_proto_init()
+	file_behest_v1_graph_proto_init()
 	file_behest_v1_message_proto_init()
 	file_behest_v1_run_state_proto_init()
+	file_behest_v1_task_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -115,7 +115,7 @@ type ToolCallRecord struct {
 	RunId string `protobuf:"bytes,2,opt,name=run_id,json=runId,proto3" json:"run_id,omitempty"`
 	// Id of the session of the run.
 	SessionId string `protobuf:"bytes,3,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	// Id of the message in which the model asked for the call.
+	// Id of the message in which the model asked for the call. Empty: it does the work of a node of a reasoning graph.
 	MessageId string `protobuf:"bytes,4,opt,name=message_id,json=messageId,proto3" json:"message_id,omitempty"`
 	// Step of the run, from 1.
 	Step int32 `protobuf:"varint,5,opt,name=step,proto3" json:"step,omitempty"`

@@ -35,7 +35,7 @@ from behest_lite.contract.behest.v1 import (
     TextPart,
 )
 from behest_lite.errors import BehestError, RunEndedError, StatusCodec, translated
-from behest_lite.follow import Backoff, Following, Speech, Subject, kind_of
+from behest_lite.follow import Backoff, Following, NodeChange, Speech, Subject, change_of, kind_of
 
 CALL_SECONDS = 30.0
 
@@ -99,7 +99,7 @@ class Client:
     def stream(self, text: str, **spec: Any) -> RunHandle:
         """Order a run that is created and followed in one call, made when the handle is first used.
 
-        Other fields of RunSpec are given by name, as `model="scripted/echo"`.
+        Other fields of RunSpec are given by name, as `model="scripted/echo"` or `graph=Graph(…)`.
         """
         said = RunSpec(input=[Part(text=TextPart(text=text))], **spec)
         order = StreamRunRequest(spec=said, request_id=str(uuid.uuid4()))
@@ -153,6 +153,13 @@ class RunHandle:
             async for update in updates:
                 if isinstance(update, Event):
                     yield update
+
+    async def nodes(self) -> AsyncGenerator[NodeChange, None]:
+        """Yield how the nodes of the run's graph fare, in order, until the run has ended. Raises BehestError."""
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                if change := change_of(event):
+                    yield change
 
     async def text(self) -> AsyncGenerator[str, None]:
         """Yield the text of the answers as it comes, whole once the run has ended. Raises BehestError.

@@ -21,7 +21,10 @@ from behest_lite.contract.behest.v1 import (
     Delta,
     Event,
     GetRunRequest,
+    ModelCompleted,
+    NodeState,
     Run,
+    RunOutput,
     RunServiceStub,
     RunState,
     StreamRunRequest,
@@ -33,6 +36,14 @@ from behest_lite.errors import BehestError, broken, translated
 
 TERMINAL = frozenset({"run_completed", "run_failed", "run_cancelled", "run_timed_out"})
 ENDED = frozenset({RunState.COMPLETED, RunState.FAILED, RunState.CANCELLED, RunState.TIMED_OUT})
+# The operator whose text is the answer of a graph.
+ANSWER = "answer"
+NODE_STATES = {
+    "node_started": NodeState.RUNNING,
+    "node_completed": NodeState.COMPLETED,
+    "node_failed": NodeState.FAILED,
+    "node_skipped": NodeState.SKIPPED,
+}
 # The longest silence of an open watch: three heartbeats of the daemon.
 SILENCE_SECONDS = 45.0
 PAUSE_SECONDS = 5.0
@@ -82,6 +93,25 @@ class Backoff:
 def kind_of(event: Event) -> str:
     """Return the name of an event's payload; empty for one that this version does not know."""
     return betterproto2.which_one_of(event, "payload")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeChange:
+    """A node of a run's graph has another state now. The rest is in the event."""
+
+    # The node, with the subgraphs that it is in: "solve" or "inner/solve".
+    node: str
+    # The visit, counted from 1 within the run; 0 for a node that is left out before it began.
+    visit: int
+    state: NodeState
+    event: Event
+
+
+def change_of(event: Event) -> NodeChange | None:
+    """Return what an event says of a node; None when it says nothing of one."""
+    state = NODE_STATES.get(kind_of(event))
+    told = event.node_started or event.node_completed or event.node_failed or event.node_skipped
+    return NodeChange(told.node, told.visit, state, event) if state is not None and told is not None else None
 
 
 class Following:
@@ -166,7 +196,10 @@ class Following:
 
 
 class Speech:
-    """The text of the answers, in pieces, each once, made whole by the committed messages."""
+    """The text of the answers, in pieces, each once, made whole by the committed messages.
+
+    Of a run that follows a graph it is the answer alone, told by one node at a time and made whole by the run's output.
+    """
 
     def __init__(self) -> None:
         self._attempt = (0, 0)
@@ -174,17 +207,48 @@ class Speech:
         self._said: dict[int, str] = {}
         # How much of each part the present stream has brought.
         self._brought: dict[int, int] = {}
+        # Of a graph: the visits that answer, their steps, the step that is being told, and the last text that was.
+        self._is_graph = False
+        self._visits: set[int] = set()
+        self._steps: dict[int, int] = {}
+        self._teller = 0
+        self._answer = ""
 
     def take(self, update: Update) -> str:
         """Return the text that an update adds; empty when it adds none."""
         match update:
             case Reopened():
                 self._brought.clear()
-            case Delta() if update.text is not None:
-                return self._piece(update, update.text)
-            case Event() if update.model_completed is not None:
-                return self._rest(update)
+            case Delta():
+                if update.text is not None and self._begins(update.step):
+                    return self._piece(update, update.text)
+            case Event():
+                return self._told(update)
         return ""
+
+    def _told(self, event: Event) -> str:
+        if event.model_completed is not None and self._begins(event.model_completed.step):
+            return self._rest(event.model_completed)
+        if event.node_started is not None:
+            if event.node_started.operator == ANSWER and not event.node_started.scope:
+                self._visits.add(event.node_started.visit)
+        elif event.context_built is not None and event.context_built.visit:
+            self._is_graph = True
+            if event.context_built.visit in self._visits:
+                self._steps[event.context_built.step] = event.context_built.visit
+        elif (ended := event.node_failed or event.node_skipped) is not None:
+            if ended.visit and self._steps.get(self._teller) == ended.visit:
+                self._teller = 0
+        elif event.run_completed is not None and self._is_graph:
+            output = (event.run_completed.output or RunOutput()).text
+            return "" if output.strip() == self._answer.strip() else output
+        return ""
+
+    def _begins(self, step: int) -> bool:
+        """Whether the text of a step is what is being told, or becomes it."""
+        if not self._teller and step in self._steps:
+            self._teller, self._attempt, self._done = step, (0, 0), (0, 0)
+        return not self._is_graph or step == self._teller
 
     def _piece(self, delta: Delta, text: str) -> str:
         attempt = (delta.step, delta.attempt)
@@ -200,17 +264,18 @@ class Speech:
         self._said[delta.part] = said + fresh
         return fresh
 
-    def _rest(self, event: Event) -> str:
-        completed = event.model_completed
-        if completed is None or completed.message is None:
-            return ""
-        rest = []
-        for number, part in enumerate(completed.message.parts):
+    def _rest(self, completed: ModelCompleted) -> str:
+        rest, texts = [], []
+        for number, part in enumerate(completed.message.parts if completed.message is not None else ()):
             if part.text is not None:
                 said = self._said.get(number, "")
                 whole = part.text.text
+                texts.append(whole)
                 rest.append(whole[len(said) :] if whole.startswith(said) else whole)
         self._done = (completed.step, completed.attempt)
+        self._answer = "".join(texts)
+        self._steps.pop(self._teller, None)
+        self._teller = 0
         self._said.clear()
         self._brought.clear()
         return "".join(rest)

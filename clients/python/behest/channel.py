@@ -25,6 +25,7 @@ from behest.v1 import (
     embedding_service_pb2_grpc,
     event_service_pb2_grpc,
     model_service_pb2_grpc,
+    reasoning_service_pb2_grpc,
     registry_service_pb2_grpc,
     run_service_pb2_grpc,
     session_data_service_pb2_grpc,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from behest.v1.embedding_service_pb2_grpc import EmbeddingServiceAsyncStub
     from behest.v1.event_service_pb2_grpc import EventServiceAsyncStub
     from behest.v1.model_service_pb2_grpc import ModelServiceAsyncStub
+    from behest.v1.reasoning_service_pb2_grpc import ReasoningServiceAsyncStub
     from behest.v1.registry_service_pb2_grpc import RegistryServiceAsyncStub
     from behest.v1.run_service_pb2_grpc import RunServiceAsyncStub
     from behest.v1.session_data_service_pb2_grpc import SessionDataServiceAsyncStub
@@ -91,6 +93,7 @@ class Stubs:
     embeddings: EmbeddingServiceAsyncStub
     events: EventServiceAsyncStub
     models: ModelServiceAsyncStub
+    reasoning: ReasoningServiceAsyncStub
     registry: RegistryServiceAsyncStub
     runs: RunServiceAsyncStub
     session_data: SessionDataServiceAsyncStub
@@ -145,6 +148,7 @@ def stubs_on(channel: grpc.aio.Channel) -> Stubs:
         embeddings=embedding_service_pb2_grpc.EmbeddingServiceStub(channel),
         events=event_service_pb2_grpc.EventServiceStub(channel),
         models=model_service_pb2_grpc.ModelServiceStub(channel),
+        reasoning=reasoning_service_pb2_grpc.ReasoningServiceStub(channel),
         registry=registry_service_pb2_grpc.RegistryServiceStub(channel),
         runs=run_service_pb2_grpc.RunServiceStub(channel),
         session_data=session_data_service_pb2_grpc.SessionDataServiceStub(channel),

@@ -31,6 +31,7 @@ from behest.services.chat import Chats
 from behest.services.context import Context
 from behest.services.daemon import Daemon
 from behest.services.embeddings import Embeddings
+from behest.services.graphs import Graphs
 from behest.services.ids import new_request_id
 from behest.services.models import Models
 from behest.services.runs import Runs
@@ -101,14 +102,17 @@ class Client:
         self._calls.close()
         await self._channel.close()
 
-    def stream(self, said: Input, *, request_id: str = "", **order: Unpack[OrderFields]) -> RunHandle:
-        """Order a run that is created and followed in one call, made when the handle is first used."""
+    def stream(self, said: Input = (), *, request_id: str = "", **order: Unpack[OrderFields]) -> RunHandle:
+        """Order a run that is created and followed in one call, made when the handle is first used.
+
+        With `graph`, `graph_id` or `strategy` it follows a reasoning graph: `client.stream("hello", strategy="react")`.
+        """
         request = run_service_pb2.StreamRunRequest(
             spec=run_spec(said, order), request_id=request_id or new_request_id()
         )
         return RunHandle(self.stubs.runs, self._calls, Subject(request))
 
-    async def run(self, said: Input, *, request_id: str = "", **order: Unpack[OrderFields]) -> RunHandle:
+    async def run(self, said: Input = (), *, request_id: str = "", **order: Unpack[OrderFields]) -> RunHandle:
         """Create a run, and return once it is durable. Raises BehestError when it is refused."""
         handle = self.stream(said, request_id=request_id, **order)
         await handle.create()
@@ -121,7 +125,7 @@ class Client:
         )
 
     async def emit(
-        self, said: Input, *, control: Control | None = None, request_id: str = "", **order: Unpack[OrderFields]
+        self, said: Input = (), *, control: Control | None = None, request_id: str = "", **order: Unpack[OrderFields]
     ) -> RunHandle:
         """Order a run, and return its handle once the run is durable: `run = await client.emit("say hello")`.
 
@@ -210,6 +214,11 @@ class Client:
     def agents(self) -> Agents:
         """Definitions of how runs are executed."""
         return Agents(self.stubs.agents, self._calls)
+
+    @property
+    def graphs(self) -> Graphs:
+        """Ways of reasoning that runs can follow."""
+        return Graphs(self.stubs.reasoning, self._calls)
 
     @property
     def approvals(self) -> Approvals:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
+from behest.nodes import change_of
 from behest.order import parts
 from behest.outcome import outcome_of_event, outcome_of_run
 from behest.services.ids import new_request_id
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator
 
     from behest.calls import Calls
+    from behest.nodes import NodeChange
     from behest.order import Input
     from behest.updates import Update
     from behest.v1 import run_pb2
@@ -86,11 +88,19 @@ class RunHandle:
                     if isinstance(update, event_pb2.Event):
                         yield update
 
+    async def nodes(self) -> AsyncGenerator[NodeChange, None]:
+        """Yield how the nodes of the run's graph fare, in order, until the run has ended. Raises BehestError."""
+        async with aclosing(self.events()) as events:
+            async for event in events:
+                if change := change_of(event):
+                    yield change
+
     async def text(self) -> AsyncGenerator[str, None]:
         """Yield the text of the model's answers as it comes, whole once the run has ended.
 
         When an attempt is given up after some of its text was shown, the text of the next one follows from its start;
-        where that matters, read `updates()`. Raises BehestError, but does not judge how the run ended: ask `result()`.
+        where that matters, read `updates()`. Of a run of a graph it is the answer alone. Raises BehestError, but does
+        not judge how the run ended: ask `result()`.
         """
         speech = Speech()
         async with aclosing(self._batches(self._start)) as batches:

@@ -10,19 +10,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import grpc
+import grpc.aio
 
 from behest.calls import Backoff, Calls, Patience
 from behest.channel import open_channel
-from behest.errors import BehestError, broken_stream
+from behest.errors import UNDECIDED_REASONS, BehestError, broken_stream, from_rpc
 from behest.order import duration
 from behest.services.artifacts import Artifacts
 from behest.tool_link import Link, Standing
 from behest.v1.artifact_service_pb2_grpc import ArtifactServiceStub
+from behest.v1.daemon_service_pb2 import GetServerInfoRequest
+from behest.v1.daemon_service_pb2_grpc import DaemonServiceStub
 from behest.v1.registry_service_pb2 import AttachHeld, AttachHello
 from behest.v1.registry_service_pb2_grpc import RegistryServiceStub
 
@@ -37,6 +41,9 @@ _log = logging.getLogger("behest.tools")
 
 PAUSE_SECONDS = 5.0
 """The longest pause between two attempts to attach."""
+ASK_SECONDS = 0.5
+"""The longest pause between two questions whether the daemon is there."""
+_UNHEARD = frozenset(reason for reason in UNDECIDED_REASONS if reason.startswith("TRANSPORT_"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +112,21 @@ class Attachment:
             self._welcomed.set()
             self._ended.set()
 
-    async def drain(self) -> None:
-        """Take no more calls, give what is done or still runs, and end. The server's calls must be draining already."""
+    async def drain(self, alone_seconds: float | None) -> None:
+        """Take no more calls, give what is done or still runs, and end. The server's calls must be draining already.
+
+        Returns before the end once the daemon has not answered anything for `alone_seconds`; None: waits on.
+        """
         self._draining.set()
-        await self._ended.wait()
+        if self._link is None and not self._owed:
+            return
+        async with asyncio.TaskGroup() as group:
+            waits = [group.create_task(self._ended.wait())]
+            if alone_seconds is not None:
+                waits.append(group.create_task(self._alone(alone_seconds)))
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
 
     async def announce(self) -> None:
         """Tell the daemon of the tools anew, unless this drains; one that is away is told when it is back."""
@@ -118,6 +136,23 @@ class Attachment:
 
     def _is_over(self) -> bool:
         return self._draining.is_set() and not self._owed
+
+    async def _alone(self, seconds: float) -> Literal[True]:
+        """Wait until the daemon has not answered for so long: a stream tells of one that hangs much later."""
+        heard_at = time.monotonic()
+        # A connection of its own: that of the stream may be full, and waits longer and longer to be opened again.
+        async with self._channel() as channel:
+            ask = DaemonServiceStub(channel).GetServerInfo
+            while (left := heard_at + seconds - time.monotonic()) > 0:
+                try:
+                    await ask(GetServerInfoRequest(), timeout=left)
+                    heard_at = time.monotonic()
+                except grpc.aio.AioRpcError as exc:
+                    # A refusal is an answer too.
+                    if from_rpc(exc).reason not in _UNHEARD:
+                        heard_at = time.monotonic()
+                await asyncio.sleep(min(ASK_SECONDS, seconds / 4))
+        return True
 
     def _raise(self) -> None:
         if self._error is not None:

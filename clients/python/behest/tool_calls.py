@@ -139,6 +139,8 @@ class Calls:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let go of all calls, because the server ends. What they did by then is not known."""
+        if self._all:
+            _log.warning("%d calls are cut short: the server stops", len(self._all))
         for task in list(self._all.values()):
             task.cancel()
         # Not told of the error: the group would wrap it, and its calls are stopped already.

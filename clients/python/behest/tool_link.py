@@ -13,12 +13,13 @@ import time
 from collections import deque
 from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import grpc.aio
 
 from behest.errors import BehestError, broken_stream, from_rpc
+from behest.statuses import FirstStatus, is_cut_short
 from behest.tool_calls import Refused
 from behest.tool_context import Origin
 from behest.tool_results import FRAME_BYTES
@@ -42,14 +43,10 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("behest.tools")
 
-Value = TypeVar("Value")
-
 WELCOME_SECONDS = 30.0
 HEARTBEAT_SECONDS = 15.0
 """The longest silence between two frames where the daemon names none."""
 SILENT_HEARTBEATS = 3
-STATUS_SECONDS = 1.0
-"""How long the status of a stream may take after a write into it has failed."""
 ARGUMENTS_LIMIT_BYTES = 16 * 1024 * 1024
 
 
@@ -80,8 +77,7 @@ class Link:
         self, stream: grpc.aio.StreamStreamCall[Any, AttachServerResponse], service: Service, standing: Standing
     ) -> None:
         self._stream = stream
-        self._status: asyncio.Future[BehestError | None] = asyncio.get_running_loop().create_future()
-        stream.add_done_callback(self._note_status)
+        self._status = FirstStatus(stream)
         self._service = service
         self._standing = standing
         # Frames of all calls share the stream, where each write must be alone; a queue would hold results twice.
@@ -117,11 +113,10 @@ class Link:
             finally:
                 for task in self._tasks:
                     task.cancel()
-        if error is not None and error.code is grpc.StatusCode.INTERNAL:
-            # Else it is what a failed write makes of a stream whose status is there, or on its way.
-            with suppress(TimeoutError):
-                async with asyncio.timeout(STATUS_SECONDS):
-                    error = await self._status
+        if error is not None and is_cut_short(error.code, error.message):
+            given = await self._status.given()
+            if given is not None:
+                error = None if given.code() is grpc.StatusCode.OK else from_rpc(given)
         if error is None and not self._welcome.lease_id:
             error = broken_stream("the daemon ended the stream without a welcome")
         if error is not None:
@@ -130,14 +125,6 @@ class Link:
     async def announce(self, hello: AttachHello) -> None:
         """Say hello again, with another offer in place of the one before."""
         await self._send(AttachServerRequest(hello=hello))
-
-    def _note_status(self, stream: grpc.aio.StreamStreamCall[Any, AttachServerResponse]) -> None:
-        """Keep the status that the daemon gave: grpc puts INTERNAL in its place when a write fails after it."""
-        code = now(stream.code())
-        if code is not grpc.StatusCode.INTERNAL and not self._status.done():
-            trailers = now(stream.trailing_metadata()) or grpc.aio.Metadata()
-            told = grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailers, now(stream.details()))
-            self._status.set_result(None if code is grpc.StatusCode.OK else from_rpc(told))
 
     @property
     def _heartbeat_seconds(self) -> float:
@@ -318,14 +305,3 @@ class Link:
             except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
                 return False
             return True
-
-
-def now(coroutine: Coroutine[Any, Any, Value]) -> Value:
-    """Return what a coroutine returns that has nothing to wait for, such as the status of a call that is over."""
-    try:
-        coroutine.send(None)
-    except StopIteration as end:
-        value: Value = end.value
-        return value
-    coroutine.close()
-    raise RuntimeError("the coroutine waits")

@@ -204,17 +204,24 @@ class ToolServer:
             if task.done():
                 await attachment.ended()
 
-    async def drain(self, grace_seconds: float = DRAIN_SECONDS) -> None:
-        """Take no more calls, finish those that run and give their results, then stop; what takes longer is lost."""
+    async def drain(self, grace_seconds: float = DRAIN_SECONDS, *, alone_seconds: float | None = None) -> None:
+        """Take no more calls, finish those that run and give their results, then stop; what takes longer is lost.
+
+        So is, with `alone_seconds`, what is not done so long after the last daemon went that could be given a result.
+        """
         self._service.calls.drain()
         self._service.models.drain()
         try:
-            async with asyncio.timeout(grace_seconds), asyncio.TaskGroup() as group:
-                for server in self._servers:
-                    group.create_task(server.stop(grace_seconds))
-                for attachment in self._attachments:
-                    group.create_task(attachment.drain())
-                await self._service.calls.idle()
+            async with asyncio.timeout(grace_seconds):
+                async with asyncio.TaskGroup() as group:
+                    for server in self._servers:
+                        group.create_task(server.stop(grace_seconds))
+                    for attachment in self._attachments:
+                        group.create_task(attachment.drain(alone_seconds))
+                if alone_seconds is None or self._servers:
+                    # Calls with a key outlive the streams of daemons that dialled.
+                    async with asyncio.timeout(alone_seconds):
+                        await self._service.calls.idle()
         except TimeoutError:
             pass
         finally:

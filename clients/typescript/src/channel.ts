@@ -17,6 +17,7 @@ import { DaemonService } from "./gen/behest/v1/daemon_service_pb.js";
 import { EmbeddingService } from "./gen/behest/v1/embedding_service_pb.js";
 import { EventService } from "./gen/behest/v1/event_service_pb.js";
 import { ModelService } from "./gen/behest/v1/model_service_pb.js";
+import { ReasoningService } from "./gen/behest/v1/reasoning_service_pb.js";
 import { RegistryService } from "./gen/behest/v1/registry_service_pb.js";
 import { RunService } from "./gen/behest/v1/run_service_pb.js";
 import { SessionDataService } from "./gen/behest/v1/session_data_service_pb.js";
@@ -89,6 +90,7 @@ export function stubsOn(transport: Transport) {
     embeddings: createClient(EmbeddingService, transport),
     events: createClient(EventService, transport),
     models: createClient(ModelService, transport),
+    reasoning: createClient(ReasoningService, transport),
     registry: createClient(RegistryService, transport),
     runs: createClient(RunService, transport),
     sessionData: createClient(SessionDataService, transport),

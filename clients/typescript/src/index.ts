@@ -19,6 +19,8 @@ export {
   type Violation,
   WatchOrderError,
 } from "./errors.js";
+export { NodeState } from "./gen/behest/v1/run_pb.js";
+export type { NodeChange } from "./nodes.js";
 export type { Input, Order } from "./order.js";
 export { Run } from "./run.js";
 export { ToolError } from "./running.js";

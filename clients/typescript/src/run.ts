@@ -12,6 +12,7 @@ import type { RunStub } from "./channel.js";
 import type { Event } from "./gen/behest/v1/event_pb.js";
 import type { Run as RunRecord } from "./gen/behest/v1/run_pb.js";
 import { CancelMode, type RunOutput } from "./gen/behest/v1/run_state_pb.js";
+import { changeOf, type NodeChange } from "./nodes.js";
 import { type Input, parts } from "./order.js";
 import { outcomeOfEvent, outcomeOfRun } from "./outcome.js";
 import { isTerminal, Speech, type Update } from "./updates.js";
@@ -84,6 +85,16 @@ export class Run implements AsyncIterable<Event> {
     }
   }
 
+  /** Yields how the nodes of the run's graph fare, in order, until the run has ended. Throws BehestError. */
+  async *nodes(): AsyncGenerator<NodeChange, void, undefined> {
+    for await (const event of this.events()) {
+      const change = changeOf(event);
+      if (change !== undefined) {
+        yield change;
+      }
+    }
+  }
+
   /** Iterates over `events()`. */
   [Symbol.asyncIterator](): AsyncGenerator<Event, void, undefined> {
     return this.events();
@@ -92,7 +103,7 @@ export class Run implements AsyncIterable<Event> {
   /**
    * Yields the text of the model's answers as it comes, whole once the run has ended. When an attempt is given up after
    * some of its text was shown, the text of the next one follows from its start; where that matters, read `updates()`.
-   * Throws BehestError, but does not judge how the run ended: ask `result()`.
+   * Of a run of a graph it is the answer alone. Throws BehestError, but does not judge how the run ended: ask `result()`.
    */
   async *text(): AsyncGenerator<string, void, undefined> {
     const speech = new Speech();

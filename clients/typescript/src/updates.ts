@@ -2,7 +2,7 @@
  * The client's rules of a watch: what is new in each frame, whatever broke in between.
  *
  * Pure: no I/O, no clock. Above: `watch`, which brings the frames. Guarantees: events come out in sequence, each once,
- * and anything else is an error; a piece of the open step comes out once, however often a new stream sends the step from
+ * and anything else is an error; a piece of an open step comes out once, however often a new stream sends the step from
  * its start; pieces of an attempt that counts no more are taken back before anything of the next one comes.
  */
 
@@ -10,6 +10,7 @@ import { clone } from "@bufbuild/protobuf";
 import { WatchOrderError } from "./errors.js";
 import { type Delta, DeltaSchema } from "./gen/behest/v1/delta_pb.js";
 import type { Event } from "./gen/behest/v1/event_pb.js";
+import type { Part } from "./gen/behest/v1/message_pb.js";
 
 /** One frame of a watch. */
 export interface Frame {
@@ -26,7 +27,10 @@ export type Update =
   | { readonly type: "delta"; readonly delta: Delta }
   | { readonly type: "discarded"; readonly step: number; readonly attempt: number };
 
-type Attempt = readonly [step: number, attempt: number];
+/** More steps than can be open, so that what comes late of one that is over is known as that. */
+const STEPS = 256;
+/** The operator whose text is the answer of a graph. */
+const ANSWER = "answer";
 
 const TERMINAL: ReadonlySet<string | undefined> = new Set(["runCompleted", "runFailed", "runCancelled", "runTimedOut"]);
 
@@ -60,15 +64,28 @@ class Growth {
   }
 }
 
-/** Turns frames into updates, from one sequence of one run on. */
+/** The model attempt of a step that is open or was last: its number, whether it is over, and what it has shown. */
+class Step {
+  /** The visit of a graph's node that the step belongs to; 0 when it is none's, or not known. */
+  visit = 0;
+  attempt = 0;
+  isOver = false;
+  readonly growths = new Map<string, Growth>();
+
+  growth(key: string): Growth {
+    const growth = this.growths.get(key) ?? new Growth();
+    this.growths.set(key, growth);
+    return growth;
+  }
+}
+
+/** Turns frames into updates, from one sequence of one run on. Nodes of a graph have steps beside each other. */
 export class Follower {
   runId: string;
   sequence: bigint;
   terminal: Event | undefined;
-  /** The model attempt that is open or was last, and whether it is over. */
-  #attempt: Attempt = [0, 0];
-  #isOver = false;
-  readonly #growths = new Map<string, Growth>();
+  /** The steps that are open, and of those that are over the latest ones. */
+  readonly #steps = new Map<number, Step>();
   /** The latest progress told of each call. */
   readonly #progress = new Map<string, readonly [attempt: number, index: bigint]>();
 
@@ -77,10 +94,12 @@ export class Follower {
     this.sequence = afterSequence;
   }
 
-  /** Notes that frames come from a new stream, which sends the open step from its start. */
+  /** Notes that frames come from a new stream, which sends the open steps from their start. */
   reopened(): void {
-    for (const growth of this.#growths.values()) {
-      growth.rewind();
+    for (const step of this.#steps.values()) {
+      for (const growth of step.growths.values()) {
+        growth.rewind();
+      }
     }
   }
 
@@ -106,18 +125,28 @@ export class Follower {
 
   *#before({ payload }: Event): Generator<Update> {
     switch (payload.case) {
+      case "contextBuilt":
+        this.#step(payload.value.step).visit = payload.value.visit;
+        break;
       case "modelRequested":
-        yield* this.#begin([payload.value.step, payload.value.attempt]);
+        yield* this.#begin(payload.value.step, payload.value.attempt);
         break;
-      case "modelCompleted":
+      case "modelCompleted": {
         // It repeats what deltas have shown: nothing is taken back.
-        this.#growths.clear();
-        this.#attempt = [payload.value.step, payload.value.attempt];
-        this.#isOver = true;
+        const step = this.#step(payload.value.step);
+        step.growths.clear();
+        step.attempt = payload.value.attempt;
+        step.isOver = true;
         break;
+      }
       case "modelFailed":
       case "modelSuperseded":
-        yield* this.#void([payload.value.step, payload.value.attempt]);
+        yield* this.#void(payload.value.step, payload.value.attempt);
+        break;
+      case "nodeCompleted":
+      case "nodeFailed":
+      case "nodeSkipped":
+        yield* this.#left(payload.value.visit);
         break;
       case "toolCompleted":
       case "toolFailed":
@@ -128,26 +157,46 @@ export class Follower {
     }
   }
 
-  *#begin(attempt: Attempt): Generator<Update> {
-    if (order(attempt, this.#attempt) > 0) {
-      yield* this.#discard();
-      this.#attempt = attempt;
-      this.#isOver = false;
+  #step(number: number): Step {
+    const known = this.#steps.get(number);
+    if (known !== undefined) {
+      return known;
+    }
+    if (this.#steps.size >= STEPS) {
+      const over = [...this.#steps].filter(([, { isOver }]) => isOver).slice(0, STEPS / 2);
+      for (const [each] of over) {
+        this.#steps.delete(each);
+      }
+    }
+    const step = new Step();
+    this.#steps.set(number, step);
+    return step;
+  }
+
+  *#begin(number: number, attempt: number): Generator<Update> {
+    const step = this.#step(number);
+    if (attempt > step.attempt) {
+      yield* discarded(number, step);
+      step.attempt = attempt;
+      step.isOver = false;
     }
   }
 
-  *#void(attempt: Attempt): Generator<Update> {
-    if (order(attempt, this.#attempt) >= 0) {
-      yield* this.#discard();
-      this.#attempt = attempt;
-      this.#isOver = true;
+  *#void(number: number, attempt: number): Generator<Update> {
+    const step = this.#step(number);
+    if (attempt >= step.attempt) {
+      yield* discarded(number, step);
+      step.attempt = attempt;
+      step.isOver = true;
     }
   }
 
-  *#discard(): Generator<Update> {
-    if (this.#growths.size > 0) {
-      this.#growths.clear();
-      yield { type: "discarded", step: this.#attempt[0], attempt: this.#attempt[1] };
+  /** Ends the steps of a visit of a node. */
+  *#left(visit: number): Generator<Update> {
+    for (const [number, step] of this.#steps) {
+      if (visit && step.visit === visit) {
+        yield* this.#void(number, step.attempt);
+      }
     }
   }
 
@@ -161,19 +210,19 @@ export class Follower {
       }
       return;
     }
-    const attempt: Attempt = [delta.step, delta.attempt];
-    yield* this.#begin(attempt);
-    if (order(attempt, this.#attempt) !== 0 || this.#isOver || kind.case === undefined) {
+    yield* this.#begin(delta.step, delta.attempt);
+    const step = this.#step(delta.step);
+    if (delta.attempt !== step.attempt || step.isOver || kind.case === undefined) {
       return;
     }
     const piece = kind.case === "toolCall" ? kind.value.argumentsJson : kind.value;
     const key = `${delta.part} ${kind.case}`;
-    const isFirst = !this.#growths.has(key);
-    let fresh = this.#growth(key).grow(piece);
+    const isFirst = !step.growths.has(key);
+    let fresh = step.growth(key).grow(piece);
     if (fresh === undefined) {
       // Not what was held: another process goes on with the attempt. The committed message has it all.
-      yield* this.#discard();
-      fresh = this.#growth(key).grow(piece) ?? piece;
+      yield* discarded(delta.step, step);
+      fresh = step.growth(key).grow(piece) ?? piece;
     }
     if (fresh === piece && (piece || isFirst)) {
       yield { type: "delta", delta };
@@ -181,51 +230,102 @@ export class Follower {
       yield { type: "delta", delta: shortened(delta, fresh) };
     }
   }
-
-  #growth(key: string): Growth {
-    const growth = this.#growths.get(key) ?? new Growth();
-    this.#growths.set(key, growth);
-    return growth;
-  }
 }
 
-/** The text of the answers, in pieces, made whole by the committed messages. */
+/**
+ * The text of the answers, in pieces, made whole by the committed messages. Of a run that follows a graph it is the answer
+ * alone, told by one node at a time and made whole by the run's output.
+ */
 export class Speech {
   readonly #said = new Map<number, string>();
+  /** Of a graph: the visits that answer, their steps, the step that is being told, and the last that was. */
+  #isGraph = false;
+  readonly #visits = new Set<number>();
+  readonly #steps = new Set<number>();
+  #teller = 0;
+  #answer = "";
 
   /** Returns the text that an update adds; empty when it adds none. */
   take(update: Update): string {
     if (update.type === "discarded") {
-      this.#said.clear();
+      if (this.#tells(update.step)) {
+        this.#forget();
+      }
     } else if (update.type === "delta") {
-      const { kind, part } = update.delta;
-      if (kind.case === "text") {
+      const { kind, part, step } = update.delta;
+      if (kind.case === "text" && this.#begins(step)) {
         this.#said.set(part, (this.#said.get(part) ?? "") + kind.value);
         return kind.value;
       }
-    } else if (update.event.payload.case === "modelCompleted") {
-      return this.#rest(update.event.payload.value.message?.parts ?? []);
+    } else {
+      return this.#told(update.event);
     }
     return "";
   }
 
-  #rest(
-    parts: NonNullable<Extract<Event["payload"], { case: "modelCompleted" }>["value"]["message"]>["parts"],
-  ): string {
+  #told({ payload }: Event): string {
+    switch (payload.case) {
+      case "modelCompleted":
+        return this.#begins(payload.value.step) ? this.#rest(payload.value.message?.parts ?? []) : "";
+      case "nodeStarted":
+        if (payload.value.operator === ANSWER && payload.value.scope === 0) {
+          this.#visits.add(payload.value.visit);
+        }
+        break;
+      case "contextBuilt":
+        this.#isGraph ||= payload.value.visit !== 0;
+        if (this.#visits.has(payload.value.visit)) {
+          this.#steps.add(payload.value.step);
+        }
+        break;
+      case "runCompleted": {
+        const output = payload.value.output?.text ?? "";
+        return this.#isGraph && output.trim() !== this.#answer.trim() ? output : "";
+      }
+    }
+    return "";
+  }
+
+  /** Whether the text of a step is what is being told. */
+  #tells(step: number): boolean {
+    return !this.#isGraph || step === this.#teller;
+  }
+
+  /** Whether a step is the one that is told, or becomes it. */
+  #begins(step: number): boolean {
+    if (this.#teller === 0 && this.#steps.has(step)) {
+      this.#teller = step;
+    }
+    return this.#tells(step);
+  }
+
+  #rest(parts: readonly Part[]): string {
     let rest = "";
+    let whole = "";
     for (const [number, { kind }] of parts.entries()) {
       if (kind.case === "text") {
         const said = this.#said.get(number) ?? "";
+        whole += kind.value.text;
         rest += kind.value.text.startsWith(said) ? kind.value.text.slice(said.length) : kind.value.text;
       }
     }
-    this.#said.clear();
+    this.#answer = whole;
+    this.#forget();
     return rest;
+  }
+
+  #forget(): void {
+    this.#said.clear();
+    this.#teller = 0;
   }
 }
 
-function order([step, attempt]: Attempt, [otherStep, otherAttempt]: Attempt): number {
-  return step - otherStep || attempt - otherAttempt;
+/** Takes back what a step has shown. */
+function* discarded(number: number, step: Step): Generator<Update> {
+  if (step.growths.size > 0) {
+    step.growths.clear();
+    yield { type: "discarded", step: number, attempt: step.attempt };
+  }
 }
 
 /** Returns the delta with only the end of its piece. */

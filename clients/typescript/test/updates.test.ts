@@ -98,6 +98,52 @@ test("another text than the one held takes the held one back", () => {
   assert.deepEqual(told(follower, texts(1, "two")), ["discarded 1.1", "two"]);
 });
 
+/** A frame of text deltas of a step. */
+function ofStep(step: number, ...pieces: string[]): Frame {
+  const { deltas } = texts(1, ...pieces);
+  return { events: [], deltas: deltas.map((delta) => create(DeltaSchema, { ...delta, step })) };
+}
+
+const built = (step: number): Payload => ({ case: "contextBuilt", value: { step, visit: step } });
+const asked = (step: number): Payload => ({ case: "modelRequested", value: { step, attempt: 1 } });
+
+test("steps side by side are told each to its end", () => {
+  const follower = new Follower("run", 0n);
+  told(follower, events(1, built(1), built(2), asked(1), asked(2)));
+  assert.deepEqual(told(follower, ofStep(2, "b"), ofStep(1, "a"), ofStep(2, "bb")), ["b", "a", "bb"]);
+  const stopped: Payload = { case: "nodeSkipped", value: { visit: 2, node: "b" } };
+  assert.deepEqual(told(follower, events(5, stopped), ofStep(2, "late"), ofStep(1, "aa")), [
+    "discarded 2.1",
+    "5",
+    "aa",
+  ]);
+});
+
+test("the text of a graph is that of the node which answers", () => {
+  const started = (visit: number, operator: string): Payload => ({
+    case: "nodeStarted",
+    value: { visit, node: operator, operator },
+  });
+  const answered: Payload = {
+    case: "modelCompleted",
+    value: { step: 2, attempt: 1, message: { parts: [{ kind: { case: "text", value: { text: "four" } } }] } },
+  };
+  const follower = new Follower("run", 0n);
+  const speech = new Speech();
+  let said = "";
+  for (const frame of [
+    events(1, started(1, "solve"), started(2, "answer"), built(1), built(2)),
+    ofStep(1, "no"),
+    ofStep(2, "fo"),
+    events(5, completed("nothing"), answered, { case: "runCompleted", value: { output: { text: "four" } } }),
+  ]) {
+    for (const update of follower.apply(frame)) {
+      said += speech.take(update);
+    }
+  }
+  assert.equal(said, "four");
+});
+
 test("speech is made whole by the committed message", () => {
   const follower = new Follower("run", 0n);
   const speech = new Speech();

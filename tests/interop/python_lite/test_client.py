@@ -31,12 +31,16 @@ async def test_a_run_is_followed_to_its_output_without_foreign_modules(daemon: D
 
 
 async def test_the_snippets_of_the_readme_do_what_they_say(daemon: DaemonProcess, tmp_path: Path) -> None:
-    client, server = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    client, graph, server = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
     port = int(daemon.address.rpartition(":")[2])
     (tmp_path / "client.py").write_text(client.replace("7717", str(port)))
     async with program(str(tmp_path / "client.py")) as run:
         assert await run.ended() == 0
     assert run.lines[0].startswith("say hello")
+    (tmp_path / "graph.py").write_text(graph.replace("7717", str(port)))
+    async with program(str(tmp_path / "graph.py")) as run:
+        assert await run.ended() == 0
+    assert [line.split()[0] for line in run.lines[:4]] == ["solve", "solve", "answer", "answer"]
     (tmp_path / "server.py").write_text(f"import sys\nsys.stdout.reconfigure(line_buffering=True)\n{told(server)}")
     async with program(str(tmp_path / "server.py")) as tools, Client(await tools.line("ready")) as direct:
         assert [tool.name async for tool in direct.tools.list()] == ["add"]

@@ -17,6 +17,7 @@ PLACES = {
     "runs": Place("behest.cli.runs", "runs", "List, show, explain and delete runs."),
     "sessions": Place("behest.cli.sessions", "sessions", "Keep conversations."),
     "agents": Place("behest.cli.agents", "agents", "Keep definitions of how runs are executed."),
+    "graphs": Place("behest.cli.graphs", "graphs", "Check, run, draw and keep ways of reasoning."),
     "approvals": Place("behest.cli.approvals", "approvals", "Decide about tool calls that wait for a word."),
     "tools": Place("behest.cli.tools", "tools", "Show tools and their calls; settle unknown outcomes."),
     "servers": Place("behest.cli.servers", "servers", "Register remote processes."),

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 
 
 _PEM = click.Path(exists=True, dir_okay=False)
+ALONE_SECONDS = 5.0
+"""How long a bridge that stops waits for a daemon that does not answer."""
+LAST_SECONDS = 15.0
+"""How long it may take to let go of the MCP server after that."""
+_ENDING = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +46,13 @@ class Ends:
     listen: str
     listen_token: str = field(repr=False)
     max_calls: int
+    grace_seconds: float
 
 
-@click.command(name="mcp-bridge", epilog="Exit: 0 stopped, 1 failed, 2 wrong usage, 4 daemon unreachable.")
+@click.command(
+    name="mcp-bridge",
+    epilog="Exit: 0 stopped, 1 failed, 2 wrong usage, 4 daemon unreachable. A second signal ends it as signals do.",
+)
 @click.argument("command", nargs=-1, metavar="[-- COMMAND [ARGS]...]")
 @click.option("--url", default="", help="Where an MCP server is, by streamable HTTP, in place of a COMMAND.")
 @click.option("--name", default="", help="Attach to the daemon under this name.")
@@ -59,6 +68,13 @@ class Ends:
 @click.option("--token-env", metavar="NAME", help="Variable with the daemon's token. Default: BEHEST_TOKEN.")
 @click.option("--listen-token-env", metavar="NAME", help="Variable that holds the token that daemons must bring.")
 @click.option("--patience", default=30.0, show_default=True, help="Seconds until the MCP server must be there.")
+@click.option(
+    "--grace",
+    default=25.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Seconds that calls have to end after SIGTERM.",
+)
 @to_daemon
 @to_listen
 def mcp_bridge(command: tuple[str, ...], url: str, name: str, target: str | None, **options: Any) -> None:
@@ -81,6 +97,7 @@ def mcp_bridge(command: tuple[str, ...], url: str, name: str, target: str | None
         options["listen"],
         _secret(options["listen_token_env"], "--listen-token-env"),
         options["max_calls"],
+        options["grace"],
     )
     if name:
         access.check(ends.target)
@@ -149,26 +166,34 @@ def mcp_serve(target: str | None, globs: tuple[str, ...], http: str, token_env: 
 
 
 async def _bridge(bridge: Bridge, server: ToolServer, ends: Ends) -> Exit:
-    """Serve until a signal: the first drains, a second one stops. Raises what the bridge and the daemon refuse."""
+    """Serve until a signal: the first drains, a second one ends the process. Raises what bridge and daemon refuse."""
     error: BehestError | RuntimeError | None = None
     loop = asyncio.get_running_loop()
     async with bridge, server, asyncio.TaskGroup() as group:
-        endings = [server.stop, server.drain]
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, lambda: endings and group.create_task(endings.pop()()))
+
+        def end() -> None:
+            for number in _ENDING:
+                # Whatever the drain and the transports wait for, the next one is not theirs to hold up.
+                signal.signal(number, signal.SIG_DFL)
+            group.create_task(server.drain(ends.grace_seconds, alone_seconds=ALONE_SECONDS))
+            loop.call_later(ends.grace_seconds + LAST_SECONDS, signal.raise_signal, signal.SIGTERM)
+
+        for number in _ENDING:
+            loop.add_signal_handler(number, end)
         try:
             if ends.listen:
                 port = await server.serve(ends.listen)
                 click.echo(f"ready address={_with_port(ends.listen, port)} tools={len(server.tools)}")
             if ends.name:
-                await server.attach(
+                attachment = await server.attach(
                     ends.target,
                     name=ends.name,
                     token=ends.access.token,
                     tls=ends.access.tls,
                     max_concurrent_calls=ends.max_calls,
                 )
-                click.echo(f"ready name={ends.name} target={ends.target} tools={len(server.tools)}")
+                if attachment.is_attached:
+                    click.echo(f"ready name={ends.name} target={ends.target} tools={len(server.tools)}")
             await server.wait()
         except (BehestError, RuntimeError) as exc:
             # Raised behind the group, which would wrap it.

@@ -6,6 +6,7 @@ nothing is asked; a request that never left over HTTP is known by the key that i
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -20,6 +21,8 @@ from mcp.shared.message import SessionMessage
 KEY = "behest/idempotencyKey"
 """Where `_meta` of a call carries its key, also for MCP servers that dedupe by it."""
 HTTP_SECONDS = 30.0
+GOODBYE_SECONDS = 2.0
+"""How long a server may take to forget a session that is given up."""
 _SESSION = "mcp-session-id"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 
@@ -84,7 +87,9 @@ class _HttpClient(httpx2.AsyncClient):
     async def send(self, request: httpx2.Request, **settings: Any) -> httpx2.Response:
         """Send a request."""
         try:
-            response = await super().send(request, **settings)
+            # The SDK waits for the answer to a DELETE before it lets go, and answers have no limit here.
+            async with asyncio.timeout(GOODBYE_SECONDS if request.method == "DELETE" else None):
+                response = await super().send(request, **settings)
         except (httpx2.ConnectError, httpx2.ConnectTimeout):
             self._note(_key_of(request), True)
             raise

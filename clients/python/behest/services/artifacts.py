@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-import grpc.aio
 
 from behest.calls import Backoff
 from behest.errors import BehestError
 from behest.services.ids import new_request_id
+from behest.statuses import answer_of
 from behest.v1 import artifact_service_pb2
 
 if TYPE_CHECKING:
@@ -31,7 +31,6 @@ CHUNK_BYTES = 512 * 1024
 # A frame of an artifact comes from a disk: a minute without one is a fault.
 SILENCE_SECONDS = 60.0
 UPLOAD_SECONDS = 3600.0
-STATUS_SECONDS = 0.05
 
 
 class Artifacts:
@@ -135,21 +134,13 @@ class Artifacts:
     async def _write(
         self, header: artifact_service_pb2.WriteArtifactHeader, source: bytes | Path
     ) -> artifact_service_pb2.WriteArtifactResponse:
-        call = self._stub.WriteArtifact(timeout=UPLOAD_SECONDS)
-        try:
-            try:
-                await call.write(artifact_service_pb2.WriteArtifactRequest(header=header))
-                async with aclosing(chunks_of(source)) as chunks:
-                    async for chunk in chunks:
-                        await call.write(artifact_service_pb2.WriteArtifactRequest(chunk=chunk))
-                await call.done_writing()
-            except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-                # A call that was refused takes no more frames. grpc then says INTERNAL, until the status, which is on
-                # its way, takes that place; awaiting the call says why.
-                await asyncio.sleep(STATUS_SECONDS)
-            return await call
-        finally:
-            call.cancel()
+        async def requests() -> AsyncGenerator[artifact_service_pb2.WriteArtifactRequest, None]:
+            yield artifact_service_pb2.WriteArtifactRequest(header=header)
+            async with aclosing(chunks_of(source)) as chunks:
+                async for chunk in chunks:
+                    yield artifact_service_pb2.WriteArtifactRequest(chunk=chunk)
+
+        return await answer_of(self._stub.WriteArtifact(timeout=UPLOAD_SECONDS), requests())
 
 
 def measure(source: bytes | Path) -> tuple[int, bytes]:

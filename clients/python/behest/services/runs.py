@@ -55,16 +55,19 @@ class Runs:
         said: Input = (),
         *,
         sequence: int = 0,
+        visit: int = 0,
         request_id: str = "",
         **order: Unpack[OrderFields],
     ) -> run_pb2.Run:
         """Create a run that starts from the transcript of another, up to a sequence (0: its head).
 
-        Without input it goes on where the other stood: forking a failed run so is how it is retried.
+        Without input it goes on where the other stood: forking a failed run so is how it is retried. A run of a graph
+        can be forked right before a visit of a node instead, which then begins anew with what follows it.
         """
         request = run_service_pb2.ForkRunRequest(
             source_run_id=source_run_id,
             sequence=sequence,
+            visit=visit,
             spec=run_spec(said, order),
             request_id=request_id or new_request_id(),
         )

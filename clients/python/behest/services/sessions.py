@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 from contextlib import aclosing
 from typing import TYPE_CHECKING
 
-import grpc
-import grpc.aio
 from google.protobuf.field_mask_pb2 import FieldMask
 
-from behest.services.artifacts import STATUS_SECONDS, UPLOAD_SECONDS, chunks_of
+from behest.services.artifacts import UPLOAD_SECONDS, chunks_of
 from behest.services.ids import new_request_id
+from behest.statuses import answer_of
 from behest.v1 import session_pb2, session_service_pb2
 
 if TYPE_CHECKING:
@@ -97,17 +95,10 @@ class Sessions:
         return (await self._calls.repeated(lambda: self._load(source, name))).session
 
     async def _load(self, source: bytes | Path, request_id: str) -> session_service_pb2.ImportSessionResponse:
-        call = self._stub.ImportSession(timeout=UPLOAD_SECONDS)
-        try:
-            try:
-                await call.write(session_service_pb2.ImportSessionRequest(request_id=request_id))
-                async with aclosing(chunks_of(source)) as chunks:
-                    async for chunk in chunks:
-                        await call.write(session_service_pb2.ImportSessionRequest(chunk=chunk))
-                await call.done_writing()
-            except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
-                # As with artifacts: the status that says why is on its way.
-                await asyncio.sleep(STATUS_SECONDS)
-            return await call
-        finally:
-            call.cancel()
+        async def requests() -> AsyncGenerator[session_service_pb2.ImportSessionRequest, None]:
+            yield session_service_pb2.ImportSessionRequest(request_id=request_id)
+            async with aclosing(chunks_of(source)) as chunks:
+                async for chunk in chunks:
+                    yield session_service_pb2.ImportSessionRequest(chunk=chunk)
+
+        return await answer_of(self._stub.ImportSession(timeout=UPLOAD_SECONDS), requests())

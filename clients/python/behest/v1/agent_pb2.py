@@ -27,7 +27,7 @@ from behest.v1 import definition_pb2 as behest_dot_v1_dot_definition__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x65hest/v1/agent.proto\x12\tbehest.v1\x1a\x14\x62\x65hest/v1/chat.proto\x1a\x1a\x62\x65hest/v1/definition.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\x06\n\x05\x41gent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x14\n\x0cinstructions\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x17\n\x0f\x66\x61llback_models\x18\x07 \x03(\t\x12\r\n\x05tools\x18\x08 \x03(\t\x12.\n\x0bpermissions\x18\t \x03(\x0b\x32\x19.behest.v1.PermissionRule\x12!\n\x06limits\x18\n \x01(\x0b\x32\x11.behest.v1.Limits\x12%\n\x08sampling\x18\x0b \x01(\x0b\x32\x13.behest.v1.Sampling\x12\x32\n\x0fresponse_format\x18\x0c \x01(\x0b\x32\x19.behest.v1.ResponseFormat\x12\x17\n\x0f\x63ontext_sources\x18\r \x03(\t\x12\x10\n\x08strategy\x18\x0e \x01(\t\x12*\n\x0btool_choice\x18\x0f \x01(\x0b\x32\x15.behest.v1.ToolChoice\x12\x1d\n\x15provider_options_json\x18\x10 \x01(\t\x12\x12\n\nis_default\x18\x11 \x01(\x08\x12\x0e\n\x06hidden\x18\x12 \x01(\x08\x12,\n\x06labels\x18\x13 \x03(\x0b\x32\x1c.behest.v1.Agent.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsub_agents\x18\x16 \x03(\t\x12)\n\ncompaction\x18\x17 \x01(\x0b\x32\x15.behest.v1.Compaction\x12#\n\x07pruning\x18\x18 \x01(\x0b\x32\x12.behest.v1.Pruning\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x15\x62\x65hest/v1/agent.proto\x12\tbehest.v1\x1a\x14\x62\x65hest/v1/chat.proto\x1a\x1a\x62\x65hest/v1/definition.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x9b\x07\n\x05\x41gent\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x03\x12\x14\n\x0c\x64isplay_name\x18\x03 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x04 \x01(\t\x12\x14\n\x0cinstructions\x18\x05 \x01(\t\x12\r\n\x05model\x18\x06 \x01(\t\x12\x17\n\x0f\x66\x61llback_models\x18\x07 \x03(\t\x12\r\n\x05tools\x18\x08 \x03(\t\x12.\n\x0bpermissions\x18\t \x03(\x0b\x32\x19.behest.v1.PermissionRule\x12!\n\x06limits\x18\n \x01(\x0b\x32\x11.behest.v1.Limits\x12%\n\x08sampling\x18\x0b \x01(\x0b\x32\x13.behest.v1.Sampling\x12\x32\n\x0fresponse_format\x18\x0c \x01(\x0b\x32\x19.behest.v1.ResponseFormat\x12\x17\n\x0f\x63ontext_sources\x18\r \x03(\t\x12\x10\n\x08strategy\x18\x0e \x01(\t\x12*\n\x0btool_choice\x18\x0f \x01(\x0b\x32\x15.behest.v1.ToolChoice\x12\x1d\n\x15provider_options_json\x18\x10 \x01(\t\x12\x12\n\nis_default\x18\x11 \x01(\x08\x12\x0e\n\x06hidden\x18\x12 \x01(\x08\x12,\n\x06labels\x18\x13 \x03(\x0b\x32\x1c.behest.v1.Agent.LabelsEntry\x12/\n\x0b\x63reate_time\x18\x14 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bupdate_time\x18\x15 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nsub_agents\x18\x16 \x03(\t\x12)\n\ncompaction\x18\x17 \x01(\x0b\x32\x15.behest.v1.Compaction\x12#\n\x07pruning\x18\x18 \x01(\x0b\x32\x12.behest.v1.Pruning\x12\x45\n\x13strategy_parameters\x18\x19 \x03(\x0b\x32(.behest.v1.Agent.StrategyParametersEntry\x12\x10\n\x08graph_id\x18\x1a \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a\x39\n\x17StrategyParametersEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,8 +36,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_AGENT_LABELSENTRY']._loaded_options = None
   _globals['_AGENT_LABELSENTRY']._serialized_options = b'8\001'
+  _globals['_AGENT_STRATEGYPARAMETERSENTRY']._loaded_options = None
+  _globals['_AGENT_STRATEGYPARAMETERSENTRY']._serialized_options = b'8\001'
   _globals['_AGENT']._serialized_start=120
-  _globals['_AGENT']._serialized_end=895
-  _globals['_AGENT_LABELSENTRY']._serialized_start=850
-  _globals['_AGENT_LABELSENTRY']._serialized_end=895
+  _globals['_AGENT']._serialized_end=1043
+  _globals['_AGENT_LABELSENTRY']._serialized_start=939
+  _globals['_AGENT_LABELSENTRY']._serialized_end=984
+  _globals['_AGENT_STRATEGYPARAMETERSENTRY']._serialized_start=986
+  _globals['_AGENT_STRATEGYPARAMETERSENTRY']._serialized_end=1043
 # @@protoc_insertion_point(module_scope)

@@ -51,6 +51,26 @@ class Agent(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class StrategyParametersEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     DISPLAY_NAME_FIELD_NUMBER: _builtins.int
@@ -75,6 +95,8 @@ class Agent(_message.Message):
     SUB_AGENTS_FIELD_NUMBER: _builtins.int
     COMPACTION_FIELD_NUMBER: _builtins.int
     PRUNING_FIELD_NUMBER: _builtins.int
+    STRATEGY_PARAMETERS_FIELD_NUMBER: _builtins.int
+    GRAPH_ID_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the agent, unique in its namespace. A caller may choose it on create (`[A-Za-z0-9_-]{1,64}`); empty on
     create = one is made. Never changes.
@@ -99,6 +121,8 @@ class Agent(_message.Message):
     """
     hidden: _builtins.bool
     """Whether ListAgents leaves the agent out unless asked. A hidden agent can still be named."""
+    graph_id: _builtins.str
+    """Id of the reasoning graph that runs follow, in the place of a strategy. Empty = none."""
     @_builtins.property
     def fallback_models(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Models as `provider/name`, tried in this order when the model before fails. At most 8. Empty = no fallback."""
@@ -166,6 +190,10 @@ class Agent(_message.Message):
     def pruning(self) -> _definition_pb2.Pruning:
         """Which old outputs of tools the model sees no more. Unset fields = the operator's."""
 
+    @_builtins.property
+    def strategy_parameters(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the strategy is made with, by the names of its parameters. Those that are not named have their defaults."""
+
     def __init__(
         self,
         *,
@@ -193,10 +221,12 @@ class Agent(_message.Message):
         sub_agents: _abc.Iterable[_builtins.str] | None = ...,
         compaction: _definition_pb2.Compaction | None = ...,
         pruning: _definition_pb2.Pruning | None = ...,
+        strategy_parameters: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        graph_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["compaction", b"compaction", "create_time", b"create_time", "limits", b"limits", "pruning", b"pruning", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice", "update_time", b"update_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["compaction", b"compaction", "context_sources", b"context_sources", "create_time", b"create_time", "description", b"description", "display_name", b"display_name", "fallback_models", b"fallback_models", "hidden", b"hidden", "id", b"id", "instructions", b"instructions", "is_default", b"is_default", "labels", b"labels", "limits", b"limits", "model", b"model", "permissions", b"permissions", "provider_options_json", b"provider_options_json", "pruning", b"pruning", "response_format", b"response_format", "sampling", b"sampling", "strategy", b"strategy", "sub_agents", b"sub_agents", "tool_choice", b"tool_choice", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compaction", b"compaction", "context_sources", b"context_sources", "create_time", b"create_time", "description", b"description", "display_name", b"display_name", "fallback_models", b"fallback_models", "graph_id", b"graph_id", "hidden", b"hidden", "id", b"id", "instructions", b"instructions", "is_default", b"is_default", "labels", b"labels", "limits", b"limits", "model", b"model", "permissions", b"permissions", "provider_options_json", b"provider_options_json", "pruning", b"pruning", "response_format", b"response_format", "sampling", b"sampling", "strategy", b"strategy", "strategy_parameters", b"strategy_parameters", "sub_agents", b"sub_agents", "tool_choice", b"tool_choice", "tools", b"tools", "update_time", b"update_time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,12 +57,15 @@ class ContextBuilt(_message.Message):
     OUTCOMES_FIELD_NUMBER: _builtins.int
     CALIBRATION_PERMILLE_FIELD_NUMBER: _builtins.int
     TRIMS_FIELD_NUMBER: _builtins.int
+    VISIT_FIELD_NUMBER: _builtins.int
     step: _builtins.int
     """The step."""
     messages: _builtins.int
     """How many messages."""
     trimmed_messages: _builtins.int
     """How many messages of the history were left out."""
+    visit: _builtins.int
+    """The visit of a reasoning graph's node that the step belongs to. 0: the run has no graph."""
     @_builtins.property
     def tokens_by_source(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """Estimated tokens by source: "instructions", "history", "run", "tools" and the names of context sources."""
@@ -94,10 +97,11 @@ class ContextBuilt(_message.Message):
         outcomes: _abc.Iterable[_context_pb2.ContextOutcome] | None = ...,
         calibration_permille: _abc.Iterable[_builtins.int] | None = ...,
         trims: _abc.Iterable[_context_pb2.ContextTrim] | None = ...,
+        visit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_permille", b"calibration_permille", "messages", b"messages", "outcomes", b"outcomes", "provided", b"provided", "step", b"step", "tokens_by_source", b"tokens_by_source", "trimmed_messages", b"trimmed_messages", "trims", b"trims"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["calibration_permille", b"calibration_permille", "messages", b"messages", "outcomes", b"outcomes", "provided", b"provided", "step", b"step", "tokens_by_source", b"tokens_by_source", "trimmed_messages", b"trimmed_messages", "trims", b"trims", "visit", b"visit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -5,6 +5,7 @@ isort:skip_file
 
 from behest.v1 import chat_pb2 as _chat_pb2
 from behest.v1 import context_pb2 as _context_pb2
+from behest.v1 import graph_pb2 as _graph_pb2
 from behest.v1 import model_pb2 as _model_pb2
 from behest.v1 import tool_pb2 as _tool_pb2
 from collections import abc as _abc
@@ -113,6 +114,8 @@ class RunDefinition(_message.Message):
     COMPACTION_FIELD_NUMBER: _builtins.int
     PRUNING_FIELD_NUMBER: _builtins.int
     EMULATING_MODELS_FIELD_NUMBER: _builtins.int
+    GRAPH_FIELD_NUMBER: _builtins.int
+    NODE_MODELS_FIELD_NUMBER: _builtins.int
     agent_id: _builtins.str
     """The agent."""
     agent_version: _builtins.int
@@ -201,6 +204,16 @@ class RunDefinition(_message.Message):
         to it.
         """
 
+    @_builtins.property
+    def graph(self) -> _graph_pb2.Graph:
+        """The reasoning graph that the run follows, with every operator that its nodes name. Unset: the run is a loop of model
+        and tools.
+        """
+
+    @_builtins.property
+    def node_models(self) -> _containers.RepeatedCompositeFieldContainer[Global___PinnedModel]:
+        """The models that nodes of the graph name, beside models."""
+
     def __init__(
         self,
         *,
@@ -227,14 +240,54 @@ class RunDefinition(_message.Message):
         compaction: Global___PinnedCompaction | None = ...,
         pruning: Global___Pruning | None = ...,
         emulating_models: _abc.Iterable[_builtins.str] | None = ...,
+        graph: _graph_pb2.Graph | None = ...,
+        node_models: _abc.Iterable[Global___PinnedModel] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_timeout", b"approval_timeout", "compaction", b"compaction", "limits", b"limits", "pruning", b"pruning", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["approval_timeout", b"approval_timeout", "compaction", b"compaction", "graph", b"graph", "limits", b"limits", "pruning", b"pruning", "response_format", b"response_format", "sampling", b"sampling", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_permissions", b"agent_permissions", "agent_version", b"agent_version", "approval_timeout", b"approval_timeout", "compaction", b"compaction", "context_sources", b"context_sources", "default_permission", b"default_permission", "emulating_models", b"emulating_models", "inherited_permissions", b"inherited_permissions", "instructions", b"instructions", "limits", b"limits", "model_limits", b"model_limits", "models", b"models", "operator_permissions", b"operator_permissions", "prices", b"prices", "provider_options_json", b"provider_options_json", "pruning", b"pruning", "response_format", b"response_format", "sampling", b"sampling", "sources", b"sources", "tool_choice", b"tool_choice", "tool_scopes", b"tool_scopes", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_permissions", b"agent_permissions", "agent_version", b"agent_version", "approval_timeout", b"approval_timeout", "compaction", b"compaction", "context_sources", b"context_sources", "default_permission", b"default_permission", "emulating_models", b"emulating_models", "graph", b"graph", "inherited_permissions", b"inherited_permissions", "instructions", b"instructions", "limits", b"limits", "model_limits", b"model_limits", "models", b"models", "node_models", b"node_models", "operator_permissions", b"operator_permissions", "prices", b"prices", "provider_options_json", b"provider_options_json", "pruning", b"pruning", "response_format", b"response_format", "sampling", b"sampling", "sources", b"sources", "tool_choice", b"tool_choice", "tool_scopes", b"tool_scopes", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RunDefinition: _TypeAlias = RunDefinition  # noqa: Y015
+
+@_typing.final
+class PinnedModel(_message.Message):
+    """PinnedModel is a model as it was when a run was created."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    PRICE_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    IS_EMULATING_FIELD_NUMBER: _builtins.int
+    endpoint: _builtins.str
+    """The model, "provider/name"."""
+    is_emulating: _builtins.bool
+    """Whether it is told the form of its answers in its instructions, since it cannot be made to keep to it."""
+    @_builtins.property
+    def price(self) -> _model_pb2.Price:
+        """Its price."""
+
+    @_builtins.property
+    def limits(self) -> _model_pb2.ModelLimits:
+        """What fits into it."""
+
+    def __init__(
+        self,
+        *,
+        endpoint: _builtins.str = ...,
+        price: _model_pb2.Price | None = ...,
+        limits: _model_pb2.ModelLimits | None = ...,
+        is_emulating: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "price", b"price"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "is_emulating", b"is_emulating", "limits", b"limits", "price", b"price"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PinnedModel: _TypeAlias = PinnedModel  # noqa: Y015
 
 @_typing.final
 class ToolScope(_message.Message):

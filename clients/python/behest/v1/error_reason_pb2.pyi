@@ -243,11 +243,31 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CONTEXT_WINDOW_EXCEEDED: _ErrorReason.ValueType  # 1301
     """Even the smallest context does not fit the model. FAILED_PRECONDITION; tokens, limitTokens."""
     ERROR_REASON_REASONING_GRAPH_INVALID: _ErrorReason.ValueType  # 1302
-    """The graph breaks a rule. INVALID_ARGUMENT; nodeId, rule."""
+    """The graph is not valid: node, edge and rule are of the first of so many problems. INVALID_ARGUMENT; node, edge,
+    rule, problems.
+    """
     ERROR_REASON_RUNTIME_CONFIG_INVALID: _ErrorReason.ValueType  # 1303
     """The configuration breaks a rule; the old one stays in force. INVALID_ARGUMENT; key, source."""
     ERROR_REASON_CONTEXT_SOURCE_NOT_FOUND: _ErrorReason.ValueType  # 1304
     """There is no such context source. NOT_FOUND; source."""
+    ERROR_REASON_REASONING_GRAPH_NOT_FOUND: _ErrorReason.ValueType  # 1305
+    """There is no such graph, or no such version of it. NOT_FOUND; graphId, version."""
+    ERROR_REASON_REASONING_GRAPH_ID_TAKEN: _ErrorReason.ValueType  # 1306
+    """The id is another graph's. ALREADY_EXISTS; graphId."""
+    ERROR_REASON_REASONING_GRAPH_VERSION_MISMATCH: _ErrorReason.ValueType  # 1307
+    """The expected version is not the newest. ABORTED; graphId, version."""
+    ERROR_REASON_REASONING_STRATEGY_NOT_FOUND: _ErrorReason.ValueType  # 1308
+    """There is no such strategy. NOT_FOUND; strategy."""
+    ERROR_REASON_REASONING_NODE_NOT_FOUND: _ErrorReason.ValueType  # 1309
+    """There is no such node, or no such visit of one. NOT_FOUND; node, visit."""
+    ERROR_REASON_REASONING_NODE_FAILED: _ErrorReason.ValueType  # 1310
+    """A node of the graph failed, and no edge says what follows. FAILED_PRECONDITION; node, visit, cause."""
+    ERROR_REASON_REASONING_REPLY_INVALID: _ErrorReason.ValueType  # 1311
+    """The replies of a node's model have not the form that was asked for. FAILED_PRECONDITION; node, visit."""
+    ERROR_REASON_REASONING_NO_ANSWER: _ErrorReason.ValueType  # 1312
+    """The graph ran to its end without an answer. FAILED_PRECONDITION; iteration."""
+    ERROR_REASON_REASONING_ITERATION_LIMIT: _ErrorReason.ValueType  # 1313
+    """The graph took all its rounds without an end. FAILED_PRECONDITION; limit."""
     ERROR_REASON_TRANSPORT_UNAVAILABLE: _ErrorReason.ValueType  # 1400
     """The daemon cannot be reached. UNAVAILABLE."""
     ERROR_REASON_TRANSPORT_DEADLINE: _ErrorReason.ValueType  # 1401
@@ -488,11 +508,31 @@ ERROR_REASON_CONTEXT_SOURCE_FAILED: ErrorReason.ValueType  # 1300
 ERROR_REASON_CONTEXT_WINDOW_EXCEEDED: ErrorReason.ValueType  # 1301
 """Even the smallest context does not fit the model. FAILED_PRECONDITION; tokens, limitTokens."""
 ERROR_REASON_REASONING_GRAPH_INVALID: ErrorReason.ValueType  # 1302
-"""The graph breaks a rule. INVALID_ARGUMENT; nodeId, rule."""
+"""The graph is not valid: node, edge and rule are of the first of so many problems. INVALID_ARGUMENT; node, edge,
+rule, problems.
+"""
 ERROR_REASON_RUNTIME_CONFIG_INVALID: ErrorReason.ValueType  # 1303
 """The configuration breaks a rule; the old one stays in force. INVALID_ARGUMENT; key, source."""
 ERROR_REASON_CONTEXT_SOURCE_NOT_FOUND: ErrorReason.ValueType  # 1304
 """There is no such context source. NOT_FOUND; source."""
+ERROR_REASON_REASONING_GRAPH_NOT_FOUND: ErrorReason.ValueType  # 1305
+"""There is no such graph, or no such version of it. NOT_FOUND; graphId, version."""
+ERROR_REASON_REASONING_GRAPH_ID_TAKEN: ErrorReason.ValueType  # 1306
+"""The id is another graph's. ALREADY_EXISTS; graphId."""
+ERROR_REASON_REASONING_GRAPH_VERSION_MISMATCH: ErrorReason.ValueType  # 1307
+"""The expected version is not the newest. ABORTED; graphId, version."""
+ERROR_REASON_REASONING_STRATEGY_NOT_FOUND: ErrorReason.ValueType  # 1308
+"""There is no such strategy. NOT_FOUND; strategy."""
+ERROR_REASON_REASONING_NODE_NOT_FOUND: ErrorReason.ValueType  # 1309
+"""There is no such node, or no such visit of one. NOT_FOUND; node, visit."""
+ERROR_REASON_REASONING_NODE_FAILED: ErrorReason.ValueType  # 1310
+"""A node of the graph failed, and no edge says what follows. FAILED_PRECONDITION; node, visit, cause."""
+ERROR_REASON_REASONING_REPLY_INVALID: ErrorReason.ValueType  # 1311
+"""The replies of a node's model have not the form that was asked for. FAILED_PRECONDITION; node, visit."""
+ERROR_REASON_REASONING_NO_ANSWER: ErrorReason.ValueType  # 1312
+"""The graph ran to its end without an answer. FAILED_PRECONDITION; iteration."""
+ERROR_REASON_REASONING_ITERATION_LIMIT: ErrorReason.ValueType  # 1313
+"""The graph took all its rounds without an end. FAILED_PRECONDITION; limit."""
 ERROR_REASON_TRANSPORT_UNAVAILABLE: ErrorReason.ValueType  # 1400
 """The daemon cannot be reached. UNAVAILABLE."""
 ERROR_REASON_TRANSPORT_DEADLINE: ErrorReason.ValueType  # 1401

@@ -6,6 +6,7 @@ isort:skip_file
 from behest.v1 import approval_event_pb2 as _approval_event_pb2
 from behest.v1 import context_event_pb2 as _context_event_pb2
 from behest.v1 import model_event_pb2 as _model_event_pb2
+from behest.v1 import node_event_pb2 as _node_event_pb2
 from behest.v1 import run_event_pb2 as _run_event_pb2
 from behest.v1 import tool_event_pb2 as _tool_event_pb2
 from google.protobuf import descriptor as _descriptor
@@ -73,6 +74,10 @@ class Event(_message.Message):
     COMPACTION_CIRCUIT_OPENED_FIELD_NUMBER: _builtins.int
     CONTEXT_COMPACTION_REQUESTED_FIELD_NUMBER: _builtins.int
     CONTEXT_COMPACTION_FAILED_FIELD_NUMBER: _builtins.int
+    NODE_STARTED_FIELD_NUMBER: _builtins.int
+    NODE_COMPLETED_FIELD_NUMBER: _builtins.int
+    NODE_FAILED_FIELD_NUMBER: _builtins.int
+    NODE_SKIPPED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     """Identifies the event everywhere."""
     run_id: _builtins.str
@@ -231,6 +236,22 @@ class Event(_message.Message):
     def context_compaction_failed(self) -> _context_event_pb2.ContextCompactionFailed:
         """An attempt at a summary came to nothing."""
 
+    @_builtins.property
+    def node_started(self) -> _node_event_pb2.NodeStarted:
+        """A node of a reasoning graph begins."""
+
+    @_builtins.property
+    def node_completed(self) -> _node_event_pb2.NodeCompleted:
+        """A node ended well."""
+
+    @_builtins.property
+    def node_failed(self) -> _node_event_pb2.NodeFailed:
+        """A node came to nothing."""
+
+    @_builtins.property
+    def node_skipped(self) -> _node_event_pb2.NodeSkipped:
+        """A node is left out."""
+
     def __init__(
         self,
         *,
@@ -277,12 +298,16 @@ class Event(_message.Message):
         compaction_circuit_opened: _context_event_pb2.CompactionCircuitOpened | None = ...,
         context_compaction_requested: _context_event_pb2.ContextCompactionRequested | None = ...,
         context_compaction_failed: _context_event_pb2.ContextCompactionFailed | None = ...,
+        node_started: _node_event_pb2.NodeStarted | None = ...,
+        node_completed: _node_event_pb2.NodeCompleted | None = ...,
+        node_failed: _node_event_pb2.NodeFailed | None = ...,
+        node_skipped: _node_event_pb2.NodeSkipped | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_rejected", b"answer_rejected", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "child_run_ended", b"child_run_ended", "child_run_started", b"child_run_started", "compaction_circuit_opened", b"compaction_circuit_opened", "context_built", b"context_built", "context_compacted", b"context_compacted", "context_compaction_failed", b"context_compaction_failed", "context_compaction_requested", b"context_compaction_requested", "doom_loop_detected", b"doom_loop_detected", "input_received", b"input_received", "model_bound", b"model_bound", "model_completed", b"model_completed", "model_failed", b"model_failed", "model_requested", b"model_requested", "model_superseded", b"model_superseded", "payload", b"payload", "record_time", b"record_time", "run_cancel_requested", b"run_cancel_requested", "run_cancelled", b"run_cancelled", "run_claimed", b"run_claimed", "run_completed", b"run_completed", "run_created", b"run_created", "run_deadline_exceeded", b"run_deadline_exceeded", "run_failed", b"run_failed", "run_released", b"run_released", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "tool_completed", b"tool_completed", "tool_denied", b"tool_denied", "tool_failed", b"tool_failed", "tool_outcome_unknown", b"tool_outcome_unknown", "tool_resolved", b"tool_resolved", "tool_started", b"tool_started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["answer_rejected", b"answer_rejected", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "child_run_ended", b"child_run_ended", "child_run_started", b"child_run_started", "compaction_circuit_opened", b"compaction_circuit_opened", "context_built", b"context_built", "context_compacted", b"context_compacted", "context_compaction_failed", b"context_compaction_failed", "context_compaction_requested", b"context_compaction_requested", "doom_loop_detected", b"doom_loop_detected", "input_received", b"input_received", "model_bound", b"model_bound", "model_completed", b"model_completed", "model_failed", b"model_failed", "model_requested", b"model_requested", "model_superseded", b"model_superseded", "node_completed", b"node_completed", "node_failed", b"node_failed", "node_skipped", b"node_skipped", "node_started", b"node_started", "payload", b"payload", "record_time", b"record_time", "run_cancel_requested", b"run_cancel_requested", "run_cancelled", b"run_cancelled", "run_claimed", b"run_claimed", "run_completed", b"run_completed", "run_created", b"run_created", "run_deadline_exceeded", b"run_deadline_exceeded", "run_failed", b"run_failed", "run_released", b"run_released", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "tool_completed", b"tool_completed", "tool_denied", b"tool_denied", "tool_failed", b"tool_failed", "tool_outcome_unknown", b"tool_outcome_unknown", "tool_resolved", b"tool_resolved", "tool_started", b"tool_started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_rejected", b"answer_rejected", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "child_run_ended", b"child_run_ended", "child_run_started", b"child_run_started", "compaction_circuit_opened", b"compaction_circuit_opened", "context_built", b"context_built", "context_compacted", b"context_compacted", "context_compaction_failed", b"context_compaction_failed", "context_compaction_requested", b"context_compaction_requested", "doom_loop_detected", b"doom_loop_detected", "epoch", b"epoch", "event_id", b"event_id", "input_received", b"input_received", "model_bound", b"model_bound", "model_completed", b"model_completed", "model_failed", b"model_failed", "model_requested", b"model_requested", "model_superseded", b"model_superseded", "payload", b"payload", "prev_hash", b"prev_hash", "record_time", b"record_time", "run_cancel_requested", b"run_cancel_requested", "run_cancelled", b"run_cancelled", "run_claimed", b"run_claimed", "run_completed", b"run_completed", "run_created", b"run_created", "run_deadline_exceeded", b"run_deadline_exceeded", "run_failed", b"run_failed", "run_id", b"run_id", "run_released", b"run_released", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "sequence", b"sequence", "session_id", b"session_id", "tool_completed", b"tool_completed", "tool_denied", b"tool_denied", "tool_failed", b"tool_failed", "tool_outcome_unknown", b"tool_outcome_unknown", "tool_resolved", b"tool_resolved", "tool_started", b"tool_started", "trace_id", b"trace_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["answer_rejected", b"answer_rejected", "approval_decided", b"approval_decided", "approval_requested", b"approval_requested", "child_run_ended", b"child_run_ended", "child_run_started", b"child_run_started", "compaction_circuit_opened", b"compaction_circuit_opened", "context_built", b"context_built", "context_compacted", b"context_compacted", "context_compaction_failed", b"context_compaction_failed", "context_compaction_requested", b"context_compaction_requested", "doom_loop_detected", b"doom_loop_detected", "epoch", b"epoch", "event_id", b"event_id", "input_received", b"input_received", "model_bound", b"model_bound", "model_completed", b"model_completed", "model_failed", b"model_failed", "model_requested", b"model_requested", "model_superseded", b"model_superseded", "node_completed", b"node_completed", "node_failed", b"node_failed", "node_skipped", b"node_skipped", "node_started", b"node_started", "payload", b"payload", "prev_hash", b"prev_hash", "record_time", b"record_time", "run_cancel_requested", b"run_cancel_requested", "run_cancelled", b"run_cancelled", "run_claimed", b"run_claimed", "run_completed", b"run_completed", "run_created", b"run_created", "run_deadline_exceeded", b"run_deadline_exceeded", "run_failed", b"run_failed", "run_id", b"run_id", "run_released", b"run_released", "run_resumed", b"run_resumed", "run_started", b"run_started", "run_timed_out", b"run_timed_out", "run_waiting", b"run_waiting", "sequence", b"sequence", "session_id", b"session_id", "tool_completed", b"tool_completed", "tool_denied", b"tool_denied", "tool_failed", b"tool_failed", "tool_outcome_unknown", b"tool_outcome_unknown", "tool_resolved", b"tool_resolved", "tool_started", b"tool_started", "trace_id", b"trace_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["run_created", "run_claimed", "run_released", "run_started", "run_waiting", "run_resumed", "input_received", "run_cancel_requested", "run_deadline_exceeded", "run_completed", "run_failed", "run_cancelled", "run_timed_out", "child_run_started", "child_run_ended", "doom_loop_detected", "model_requested", "model_bound", "model_completed", "model_failed", "model_superseded", "answer_rejected", "tool_started", "tool_completed", "tool_failed", "tool_denied", "tool_outcome_unknown", "tool_resolved", "approval_requested", "approval_decided", "context_built", "context_compacted", "compaction_circuit_opened", "context_compaction_requested", "context_compaction_failed"]  # noqa: Y015
+    _WhichOneofReturnType_payload: _TypeAlias = _typing.Literal["run_created", "run_claimed", "run_released", "run_started", "run_waiting", "run_resumed", "input_received", "run_cancel_requested", "run_deadline_exceeded", "run_completed", "run_failed", "run_cancelled", "run_timed_out", "child_run_started", "child_run_ended", "doom_loop_detected", "model_requested", "model_bound", "model_completed", "model_failed", "model_superseded", "answer_rejected", "tool_started", "tool_completed", "tool_failed", "tool_denied", "tool_outcome_unknown", "tool_resolved", "approval_requested", "approval_decided", "context_built", "context_compacted", "compaction_circuit_opened", "context_compaction_requested", "context_compaction_failed", "node_started", "node_completed", "node_failed", "node_skipped"]  # noqa: Y015
     _WhichOneofArgType_payload: _TypeAlias = _typing.Literal["payload", b"payload"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_payload) -> _WhichOneofReturnType_payload | None: ...
 

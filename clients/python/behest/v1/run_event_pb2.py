@@ -24,14 +24,16 @@ _sym_db = _symbol_database.Default()
 
 from behest.v1 import definition_pb2 as behest_dot_v1_dot_definition__pb2
 from behest.v1 import message_pb2 as behest_dot_v1_dot_message__pb2
+from behest.v1 import node_event_pb2 as behest_dot_v1_dot_node__event__pb2
 from behest.v1 import run_state_pb2 as behest_dot_v1_dot_run__state__pb2
+from behest.v1 import task_pb2 as behest_dot_v1_dot_task__pb2
 from behest.v1 import usage_pb2 as behest_dot_v1_dot_usage__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x65hest/v1/run_event.proto\x12\tbehest.v1\x1a\x1a\x62\x65hest/v1/definition.proto\x1a\x17\x62\x65hest/v1/message.proto\x1a\x19\x62\x65hest/v1/run_state.proto\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x80\x05\n\nRunCreated\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0erequest_digest\x18\x02 \x01(\x0c\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x30\n\x0esession_policy\x18\x04 \x01(\x0e\x32\x18.behest.v1.SessionPolicy\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x05 \x01(\x0c\x12!\n\x05input\x18\x06 \x01(\x0b\x32\x12.behest.v1.Message\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\x07\x62udgets\x18\x08 \x01(\x0b\x32\x12.behest.v1.Budgets\x12\x34\n\x10\x64urability_class\x18\t \x01(\x0e\x32\x1a.behest.v1.DurabilityClass\x12\x11\n\tprincipal\x18\n \x01(\t\x12\x31\n\x06labels\x18\x0b \x03(\x0b\x32!.behest.v1.RunCreated.LabelsEntry\x12*\n\x0b\x66orked_from\x18\x0c \x01(\x0b\x32\x15.behest.v1.ForkedFrom\x12$\n\x06parent\x18\r \x01(\x0b\x32\x14.behest.v1.ParentRun\x12\x11\n\tnamespace\x18\x0e \x01(\t\x12\x30\n\rqueue_timeout\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x10 \x01(\x08\x12\x13\n\x0btraceparent\x18\x11 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"T\n\nForkedFrom\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12$\n\x08messages\x18\x03 \x03(\x0b\x32\x12.behest.v1.Message\"T\n\tParentRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x03 \x01(\x05\x12\x17\n\x0froot_session_id\x18\x04 \x01(\t\"E\n\nRunClaimed\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.behest.v1.ClaimReason\"\x1e\n\x0bRunReleased\x12\x0f\n\x07replica\x18\x01 \x01(\t\"Q\n\nRunStarted\x12\x15\n\rsession_index\x18\x01 \x01(\x04\x12,\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x01\n\nRunWaiting\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.behest.v1.WaitReason\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"r\n\nRunResumed\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.behest.v1.WaitReason\x12\x0f\n\x07\x65xpired\x18\x02 \x01(\x08\x12,\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\rInputReceived\x12\x10\n\x08input_id\x18\x01 \x01(\t\x12#\n\x07message\x18\x02 \x01(\x0b\x32\x12.behest.v1.Message\x12\x11\n\tprincipal\x18\x03 \x01(\t\"\x83\x01\n\x12RunCancelRequested\x12#\n\x04mode\x18\x01 \x01(\x0e\x32\x15.behest.v1.CancelMode\x12%\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x16.behest.v1.CancelCause\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x15\n\x13RunDeadlineExceeded\"4\n\x0cRunCompleted\x12$\n\x06output\x18\x01 \x01(\x0b\x32\x14.behest.v1.RunOutput\".\n\tRunFailed\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"\x84\x01\n\x0cRunCancelled\x12%\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x16.behest.v1.CancelCause\x12*\n\x08receipts\x18\x02 \x03(\x0b\x32\x18.behest.v1.CancelReceipt\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"\\\n\x0bRunTimedOut\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12*\n\x08receipts\x18\x02 \x03(\x0b\x32\x18.behest.v1.CancelReceipt\"Z\n\rCancelReceipt\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x14\n\x0c\x61\x63knowledged\x18\x03 \x01(\x08\x12\x10\n\x08in_doubt\x18\x04 \x01(\x08\"\x89\x01\n\x0f\x43hildRunStarted\x12\x14\n\x0c\x63hild_run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12#\n\x07\x62udgets\x18\x03 \x01(\x0b\x32\x12.behest.v1.Budgets\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"{\n\rChildRunEnded\x12\x14\n\x0c\x63hild_run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.behest.v1.RunState\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.behest.v1.Usage\"C\n\x10\x44oomLoopDetected\x12\r\n\x05\x63ycle\x18\x01 \x03(\t\x12\x0f\n\x07repeats\x18\x02 \x01(\x05\x12\x0f\n\x07stopped\x18\x03 \x01(\x08*{\n\x0b\x43laimReason\x12\x1c\n\x18\x43LAIM_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LAIM_REASON_CREATED\x10\x01\x12\x19\n\x15\x43LAIM_REASON_RELEASED\x10\x02\x12\x19\n\x15\x43LAIM_REASON_RECOVERY\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19\x62\x65hest/v1/run_event.proto\x12\tbehest.v1\x1a\x1a\x62\x65hest/v1/definition.proto\x1a\x17\x62\x65hest/v1/message.proto\x1a\x1a\x62\x65hest/v1/node_event.proto\x1a\x19\x62\x65hest/v1/run_state.proto\x1a\x14\x62\x65hest/v1/task.proto\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x9f\x05\n\nRunCreated\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x16\n\x0erequest_digest\x18\x02 \x01(\x0c\x12\x12\n\nsession_id\x18\x03 \x01(\t\x12\x30\n\x0esession_policy\x18\x04 \x01(\x0e\x32\x18.behest.v1.SessionPolicy\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x05 \x01(\x0c\x12!\n\x05input\x18\x06 \x01(\x0b\x32\x12.behest.v1.Message\x12*\n\x07timeout\x18\x07 \x01(\x0b\x32\x19.google.protobuf.Duration\x12#\n\x07\x62udgets\x18\x08 \x01(\x0b\x32\x12.behest.v1.Budgets\x12\x34\n\x10\x64urability_class\x18\t \x01(\x0e\x32\x1a.behest.v1.DurabilityClass\x12\x11\n\tprincipal\x18\n \x01(\t\x12\x31\n\x06labels\x18\x0b \x03(\x0b\x32!.behest.v1.RunCreated.LabelsEntry\x12*\n\x0b\x66orked_from\x18\x0c \x01(\x0b\x32\x15.behest.v1.ForkedFrom\x12$\n\x06parent\x18\r \x01(\x0b\x32\x14.behest.v1.ParentRun\x12\x11\n\tnamespace\x18\x0e \x01(\t\x12\x30\n\rqueue_timeout\x18\x0f \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x10 \x01(\x08\x12\x13\n\x0btraceparent\x18\x11 \x01(\t\x12\x1d\n\x04task\x18\x12 \x01(\x0b\x32\x0f.behest.v1.Task\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"y\n\nForkedFrom\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12$\n\x08messages\x18\x03 \x03(\x0b\x32\x12.behest.v1.Message\x12#\n\x05nodes\x18\x04 \x03(\x0b\x32\x14.behest.v1.NodeEvent\"T\n\tParentRun\x12\x0e\n\x06run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\r\n\x05\x64\x65pth\x18\x03 \x01(\x05\x12\x17\n\x0froot_session_id\x18\x04 \x01(\t\"E\n\nRunClaimed\x12\x0f\n\x07replica\x18\x01 \x01(\t\x12&\n\x06reason\x18\x02 \x01(\x0e\x32\x16.behest.v1.ClaimReason\"\x1e\n\x0bRunReleased\x12\x0f\n\x07replica\x18\x01 \x01(\t\"Q\n\nRunStarted\x12\x15\n\rsession_index\x18\x01 \x01(\x04\x12,\n\x08\x64\x65\x61\x64line\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x80\x01\n\nRunWaiting\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.behest.v1.WaitReason\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07subject\x18\x03 \x01(\t\x12\x0f\n\x07message\x18\x04 \x01(\t\"r\n\nRunResumed\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.behest.v1.WaitReason\x12\x0f\n\x07\x65xpired\x18\x02 \x01(\x08\x12,\n\x08\x64\x65\x61\x64line\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"Y\n\rInputReceived\x12\x10\n\x08input_id\x18\x01 \x01(\t\x12#\n\x07message\x18\x02 \x01(\x0b\x32\x12.behest.v1.Message\x12\x11\n\tprincipal\x18\x03 \x01(\t\"\x83\x01\n\x12RunCancelRequested\x12#\n\x04mode\x18\x01 \x01(\x0e\x32\x15.behest.v1.CancelMode\x12%\n\x05\x63\x61use\x18\x02 \x01(\x0e\x32\x16.behest.v1.CancelCause\x12\x11\n\tprincipal\x18\x03 \x01(\t\x12\x0e\n\x06reason\x18\x04 \x01(\t\"\x15\n\x13RunDeadlineExceeded\"4\n\x0cRunCompleted\x12$\n\x06output\x18\x01 \x01(\x0b\x32\x14.behest.v1.RunOutput\".\n\tRunFailed\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\"\x84\x01\n\x0cRunCancelled\x12%\n\x05\x63\x61use\x18\x01 \x01(\x0e\x32\x16.behest.v1.CancelCause\x12*\n\x08receipts\x18\x02 \x03(\x0b\x32\x18.behest.v1.CancelReceipt\x12!\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.google.rpc.Status\"\\\n\x0bRunTimedOut\x12!\n\x05\x65rror\x18\x01 \x01(\x0b\x32\x12.google.rpc.Status\x12*\n\x08receipts\x18\x02 \x03(\x0b\x32\x18.behest.v1.CancelReceipt\"Z\n\rCancelReceipt\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x10\n\x08\x65ndpoint\x18\x02 \x01(\t\x12\x14\n\x0c\x61\x63knowledged\x18\x03 \x01(\x08\x12\x10\n\x08in_doubt\x18\x04 \x01(\x08\"\x89\x01\n\x0f\x43hildRunStarted\x12\x14\n\x0c\x63hild_run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12#\n\x07\x62udgets\x18\x03 \x01(\x0b\x32\x12.behest.v1.Budgets\x12*\n\x07timeout\x18\x04 \x01(\x0b\x32\x19.google.protobuf.Duration\"{\n\rChildRunEnded\x12\x14\n\x0c\x63hild_run_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\"\n\x05state\x18\x03 \x01(\x0e\x32\x13.behest.v1.RunState\x12\x1f\n\x05usage\x18\x04 \x01(\x0b\x32\x10.behest.v1.Usage\"R\n\x10\x44oomLoopDetected\x12\r\n\x05\x63ycle\x18\x01 \x03(\t\x12\x0f\n\x07repeats\x18\x02 \x01(\x05\x12\x0f\n\x07stopped\x18\x03 \x01(\x08\x12\r\n\x05visit\x18\x04 \x01(\x05*{\n\x0b\x43laimReason\x12\x1c\n\x18\x43LAIM_REASON_UNSPECIFIED\x10\x00\x12\x18\n\x14\x43LAIM_REASON_CREATED\x10\x01\x12\x19\n\x15\x43LAIM_REASON_RELEASED\x10\x02\x12\x19\n\x15\x43LAIM_REASON_RECOVERY\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,46 +42,46 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RUNCREATED_LABELSENTRY']._loaded_options = None
   _globals['_RUNCREATED_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_CLAIMREASON']._serialized_start=2486
-  _globals['_CLAIMREASON']._serialized_end=2609
-  _globals['_RUNCREATED']._serialized_start=234
-  _globals['_RUNCREATED']._serialized_end=874
-  _globals['_RUNCREATED_LABELSENTRY']._serialized_start=829
-  _globals['_RUNCREATED_LABELSENTRY']._serialized_end=874
-  _globals['_FORKEDFROM']._serialized_start=876
-  _globals['_FORKEDFROM']._serialized_end=960
-  _globals['_PARENTRUN']._serialized_start=962
-  _globals['_PARENTRUN']._serialized_end=1046
-  _globals['_RUNCLAIMED']._serialized_start=1048
-  _globals['_RUNCLAIMED']._serialized_end=1117
-  _globals['_RUNRELEASED']._serialized_start=1119
-  _globals['_RUNRELEASED']._serialized_end=1149
-  _globals['_RUNSTARTED']._serialized_start=1151
-  _globals['_RUNSTARTED']._serialized_end=1232
-  _globals['_RUNWAITING']._serialized_start=1235
-  _globals['_RUNWAITING']._serialized_end=1363
-  _globals['_RUNRESUMED']._serialized_start=1365
-  _globals['_RUNRESUMED']._serialized_end=1479
-  _globals['_INPUTRECEIVED']._serialized_start=1481
-  _globals['_INPUTRECEIVED']._serialized_end=1570
-  _globals['_RUNCANCELREQUESTED']._serialized_start=1573
-  _globals['_RUNCANCELREQUESTED']._serialized_end=1704
-  _globals['_RUNDEADLINEEXCEEDED']._serialized_start=1706
-  _globals['_RUNDEADLINEEXCEEDED']._serialized_end=1727
-  _globals['_RUNCOMPLETED']._serialized_start=1729
-  _globals['_RUNCOMPLETED']._serialized_end=1781
-  _globals['_RUNFAILED']._serialized_start=1783
-  _globals['_RUNFAILED']._serialized_end=1829
-  _globals['_RUNCANCELLED']._serialized_start=1832
-  _globals['_RUNCANCELLED']._serialized_end=1964
-  _globals['_RUNTIMEDOUT']._serialized_start=1966
-  _globals['_RUNTIMEDOUT']._serialized_end=2058
-  _globals['_CANCELRECEIPT']._serialized_start=2060
-  _globals['_CANCELRECEIPT']._serialized_end=2150
-  _globals['_CHILDRUNSTARTED']._serialized_start=2153
-  _globals['_CHILDRUNSTARTED']._serialized_end=2290
-  _globals['_CHILDRUNENDED']._serialized_start=2292
-  _globals['_CHILDRUNENDED']._serialized_end=2415
-  _globals['_DOOMLOOPDETECTED']._serialized_start=2417
-  _globals['_DOOMLOOPDETECTED']._serialized_end=2484
+  _globals['_CLAIMREASON']._serialized_start=2619
+  _globals['_CLAIMREASON']._serialized_end=2742
+  _globals['_RUNCREATED']._serialized_start=284
+  _globals['_RUNCREATED']._serialized_end=955
+  _globals['_RUNCREATED_LABELSENTRY']._serialized_start=910
+  _globals['_RUNCREATED_LABELSENTRY']._serialized_end=955
+  _globals['_FORKEDFROM']._serialized_start=957
+  _globals['_FORKEDFROM']._serialized_end=1078
+  _globals['_PARENTRUN']._serialized_start=1080
+  _globals['_PARENTRUN']._serialized_end=1164
+  _globals['_RUNCLAIMED']._serialized_start=1166
+  _globals['_RUNCLAIMED']._serialized_end=1235
+  _globals['_RUNRELEASED']._serialized_start=1237
+  _globals['_RUNRELEASED']._serialized_end=1267
+  _globals['_RUNSTARTED']._serialized_start=1269
+  _globals['_RUNSTARTED']._serialized_end=1350
+  _globals['_RUNWAITING']._serialized_start=1353
+  _globals['_RUNWAITING']._serialized_end=1481
+  _globals['_RUNRESUMED']._serialized_start=1483
+  _globals['_RUNRESUMED']._serialized_end=1597
+  _globals['_INPUTRECEIVED']._serialized_start=1599
+  _globals['_INPUTRECEIVED']._serialized_end=1688
+  _globals['_RUNCANCELREQUESTED']._serialized_start=1691
+  _globals['_RUNCANCELREQUESTED']._serialized_end=1822
+  _globals['_RUNDEADLINEEXCEEDED']._serialized_start=1824
+  _globals['_RUNDEADLINEEXCEEDED']._serialized_end=1845
+  _globals['_RUNCOMPLETED']._serialized_start=1847
+  _globals['_RUNCOMPLETED']._serialized_end=1899
+  _globals['_RUNFAILED']._serialized_start=1901
+  _globals['_RUNFAILED']._serialized_end=1947
+  _globals['_RUNCANCELLED']._serialized_start=1950
+  _globals['_RUNCANCELLED']._serialized_end=2082
+  _globals['_RUNTIMEDOUT']._serialized_start=2084
+  _globals['_RUNTIMEDOUT']._serialized_end=2176
+  _globals['_CANCELRECEIPT']._serialized_start=2178
+  _globals['_CANCELRECEIPT']._serialized_end=2268
+  _globals['_CHILDRUNSTARTED']._serialized_start=2271
+  _globals['_CHILDRUNSTARTED']._serialized_end=2408
+  _globals['_CHILDRUNENDED']._serialized_start=2410
+  _globals['_CHILDRUNENDED']._serialized_end=2533
+  _globals['_DOOMLOOPDETECTED']._serialized_start=2535
+  _globals['_DOOMLOOPDETECTED']._serialized_end=2617
 # @@protoc_insertion_point(module_scope)

@@ -5,7 +5,9 @@ isort:skip_file
 
 from behest.v1 import definition_pb2 as _definition_pb2
 from behest.v1 import message_pb2 as _message_pb2
+from behest.v1 import node_event_pb2 as _node_event_pb2
 from behest.v1 import run_state_pb2 as _run_state_pb2
+from behest.v1 import task_pb2 as _task_pb2
 from behest.v1 import usage_pb2 as _usage_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
@@ -97,6 +99,7 @@ class RunCreated(_message.Message):
     QUEUE_TIMEOUT_FIELD_NUMBER: _builtins.int
     CANCEL_ON_DISCONNECT_FIELD_NUMBER: _builtins.int
     TRACEPARENT_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """The client's id of the request. May be empty."""
     request_digest: _builtins.bytes
@@ -145,6 +148,10 @@ class RunCreated(_message.Message):
     def queue_timeout(self) -> _duration_pb2.Duration:
         """The longest that the run may queue."""
 
+    @_builtins.property
+    def task(self) -> _task_pb2.Task:
+        """The task that the run's graph starts from. Unset: the run has no graph."""
+
     def __init__(
         self,
         *,
@@ -165,10 +172,11 @@ class RunCreated(_message.Message):
         queue_timeout: _duration_pb2.Duration | None = ...,
         cancel_on_disconnect: _builtins.bool = ...,
         traceparent: _builtins.str = ...,
+        task: _task_pb2.Task | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "forked_from", b"forked_from", "input", b"input", "parent", b"parent", "queue_timeout", b"queue_timeout", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "forked_from", b"forked_from", "input", b"input", "parent", b"parent", "queue_timeout", b"queue_timeout", "task", b"task", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "cancel_on_disconnect", b"cancel_on_disconnect", "definition_hash", b"definition_hash", "durability_class", b"durability_class", "forked_from", b"forked_from", "input", b"input", "labels", b"labels", "namespace", b"namespace", "parent", b"parent", "principal", b"principal", "queue_timeout", b"queue_timeout", "request_digest", b"request_digest", "request_id", b"request_id", "session_id", b"session_id", "session_policy", b"session_policy", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "cancel_on_disconnect", b"cancel_on_disconnect", "definition_hash", b"definition_hash", "durability_class", b"durability_class", "forked_from", b"forked_from", "input", b"input", "labels", b"labels", "namespace", b"namespace", "parent", b"parent", "principal", b"principal", "queue_timeout", b"queue_timeout", "request_digest", b"request_digest", "request_id", b"request_id", "session_id", b"session_id", "session_policy", b"session_policy", "task", b"task", "timeout", b"timeout", "traceparent", b"traceparent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -183,6 +191,7 @@ class ForkedFrom(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     SEQUENCE_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
+    NODES_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     """The run."""
     sequence: _builtins.int
@@ -191,16 +200,21 @@ class ForkedFrom(_message.Message):
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Message]:
         """The transcript; each call in it has a result."""
 
+    @_builtins.property
+    def nodes(self) -> _containers.RepeatedCompositeFieldContainer[_node_event_pb2.NodeEvent]:
+        """What became of the nodes of its graph, in order. Nodes that were at work are begun anew."""
+
     def __init__(
         self,
         *,
         run_id: _builtins.str = ...,
         sequence: _builtins.int = ...,
         messages: _abc.Iterable[_message_pb2.Message] | None = ...,
+        nodes: _abc.Iterable[_node_event_pb2.NodeEvent] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["messages", b"messages", "nodes", b"nodes", "run_id", b"run_id", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -696,10 +710,13 @@ class DoomLoopDetected(_message.Message):
     CYCLE_FIELD_NUMBER: _builtins.int
     REPEATS_FIELD_NUMBER: _builtins.int
     STOPPED_FIELD_NUMBER: _builtins.int
+    VISIT_FIELD_NUMBER: _builtins.int
     repeats: _builtins.int
     """How often it was seen."""
     stopped: _builtins.bool
     """Whether the run ends for it."""
+    visit: _builtins.int
+    """The visit of a reasoning graph's node whose model it is; it is the node that fails then. 0: the run has no graph."""
     @_builtins.property
     def cycle(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """The names of the tools of one turn of the circle."""
@@ -710,10 +727,11 @@ class DoomLoopDetected(_message.Message):
         cycle: _abc.Iterable[_builtins.str] | None = ...,
         repeats: _builtins.int = ...,
         stopped: _builtins.bool = ...,
+        visit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cycle", b"cycle", "repeats", b"repeats", "stopped", b"stopped"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cycle", b"cycle", "repeats", b"repeats", "stopped", b"stopped", "visit", b"visit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -23,15 +23,18 @@ _sym_db = _symbol_database.Default()
 
 
 from behest.v1 import approval_event_pb2 as behest_dot_v1_dot_approval__event__pb2
+from behest.v1 import graph_pb2 as behest_dot_v1_dot_graph__pb2
 from behest.v1 import message_pb2 as behest_dot_v1_dot_message__pb2
+from behest.v1 import node_event_pb2 as behest_dot_v1_dot_node__event__pb2
 from behest.v1 import run_event_pb2 as behest_dot_v1_dot_run__event__pb2
 from behest.v1 import run_state_pb2 as behest_dot_v1_dot_run__state__pb2
+from behest.v1 import task_pb2 as behest_dot_v1_dot_task__pb2
 from behest.v1 import usage_pb2 as behest_dot_v1_dot_usage__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x62\x65hest/v1/run.proto\x12\tbehest.v1\x1a\x1e\x62\x65hest/v1/approval_event.proto\x1a\x17\x62\x65hest/v1/message.proto\x1a\x19\x62\x65hest/v1/run_event.proto\x1a\x19\x62\x65hest/v1/run_state.proto\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xf5\x06\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x15\n\ragent_version\x18\x04 \x01(\x03\x12\"\n\x05state\x18\x05 \x01(\x0e\x32\x13.behest.v1.RunState\x12 \n\x04wait\x18\x06 \x01(\x0b\x32\x12.behest.v1.RunWait\x12\x0e\n\x06models\x18\x07 \x03(\t\x12*\n\x06labels\x18\x08 \x03(\x0b\x32\x1a.behest.v1.Run.LabelsEntry\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05steps\x18\r \x01(\x05\x12\x12\n\ntool_calls\x18\x0e \x01(\x05\x12\x1f\n\x05usage\x18\x0f \x01(\x0b\x32\x10.behest.v1.Usage\x12$\n\x06output\x18\x10 \x01(\x0b\x32\x14.behest.v1.RunOutput\x12!\n\x05\x65rror\x18\x11 \x01(\x0b\x32\x12.google.rpc.Status\x12\x15\n\rhead_sequence\x18\x12 \x01(\x04\x12\r\n\x05\x65poch\x18\x13 \x01(\x04\x12\x15\n\rsession_index\x18\x14 \x01(\x04\x12\x12\n\nrequest_id\x18\x15 \x01(\t\x12\x11\n\tprincipal\x18\x16 \x01(\t\x12*\n\x0b\x66orked_from\x18\x17 \x01(\x0b\x32\x15.behest.v1.ForkedFrom\x12$\n\x06parent\x18\x18 \x01(\x0b\x32\x14.behest.v1.ParentRun\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x19 \x01(\x0c\x12$\n\x08messages\x18\x1a \x03(\x0b\x32\x12.behest.v1.Message\x12\x35\n\x11pending_approvals\x18\x1b \x03(\x0b\x32\x1a.behest.v1.PendingApproval\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"[\n\x07RunWait\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.behest.v1.WaitReason\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x0fPendingApproval\x12!\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x13.behest.v1.ToolCall\x12-\n\x07request\x18\x02 \x01(\x0b\x32\x1c.behest.v1.ApprovalRequestedb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x13\x62\x65hest/v1/run.proto\x12\tbehest.v1\x1a\x1e\x62\x65hest/v1/approval_event.proto\x1a\x15\x62\x65hest/v1/graph.proto\x1a\x17\x62\x65hest/v1/message.proto\x1a\x1a\x62\x65hest/v1/node_event.proto\x1a\x19\x62\x65hest/v1/run_event.proto\x1a\x19\x62\x65hest/v1/run_state.proto\x1a\x14\x62\x65hest/v1/task.proto\x1a\x15\x62\x65hest/v1/usage.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x9e\x07\n\x03Run\x12\n\n\x02id\x18\x01 \x01(\t\x12\x12\n\nsession_id\x18\x02 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x03 \x01(\t\x12\x15\n\ragent_version\x18\x04 \x01(\x03\x12\"\n\x05state\x18\x05 \x01(\x0e\x32\x13.behest.v1.RunState\x12 \n\x04wait\x18\x06 \x01(\x0b\x32\x12.behest.v1.RunWait\x12\x0e\n\x06models\x18\x07 \x03(\t\x12*\n\x06labels\x18\x08 \x03(\x0b\x32\x1a.behest.v1.Run.LabelsEntry\x12/\n\x0b\x63reate_time\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nstart_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05steps\x18\r \x01(\x05\x12\x12\n\ntool_calls\x18\x0e \x01(\x05\x12\x1f\n\x05usage\x18\x0f \x01(\x0b\x32\x10.behest.v1.Usage\x12$\n\x06output\x18\x10 \x01(\x0b\x32\x14.behest.v1.RunOutput\x12!\n\x05\x65rror\x18\x11 \x01(\x0b\x32\x12.google.rpc.Status\x12\x15\n\rhead_sequence\x18\x12 \x01(\x04\x12\r\n\x05\x65poch\x18\x13 \x01(\x04\x12\x15\n\rsession_index\x18\x14 \x01(\x04\x12\x12\n\nrequest_id\x18\x15 \x01(\t\x12\x11\n\tprincipal\x18\x16 \x01(\t\x12*\n\x0b\x66orked_from\x18\x17 \x01(\x0b\x32\x15.behest.v1.ForkedFrom\x12$\n\x06parent\x18\x18 \x01(\x0b\x32\x14.behest.v1.ParentRun\x12\x17\n\x0f\x64\x65\x66inition_hash\x18\x19 \x01(\x0c\x12$\n\x08messages\x18\x1a \x03(\x0b\x32\x12.behest.v1.Message\x12\x35\n\x11pending_approvals\x18\x1b \x03(\x0b\x32\x1a.behest.v1.PendingApproval\x12\'\n\treasoning\x18\x1c \x01(\x0b\x32\x14.behest.v1.Reasoning\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\xad\x01\n\tReasoning\x12\x1f\n\x05graph\x18\x01 \x01(\x0b\x32\x10.behest.v1.Graph\x12$\n\x06visits\x18\x02 \x03(\x0b\x32\x14.behest.v1.NodeVisit\x12\'\n\x07skipped\x18\x03 \x03(\x0b\x32\x16.behest.v1.NodeSkipped\x12\x1d\n\x04task\x18\x04 \x01(\x0b\x32\x0f.behest.v1.Task\x12\x11\n\titeration\x18\x05 \x01(\x05\"\xe5\x02\n\tNodeVisit\x12\'\n\x07started\x18\x01 \x01(\x0b\x32\x16.behest.v1.NodeStarted\x12#\n\x05state\x18\x02 \x01(\x0e\x32\x14.behest.v1.NodeState\x12\'\n\x07outcome\x18\x03 \x01(\x0e\x32\x16.behest.v1.NodeOutcome\x12\x12\n\x05score\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x0e\n\x06reason\x18\x05 \x01(\t\x12\x0f\n\x07message\x18\x06 \x01(\t\x12.\n\nstart_time\x18\x07 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x1f\n\x05usage\x18\t \x01(\x0b\x32\x10.behest.v1.Usage\x12#\n\x05\x64\x65lta\x18\n \x01(\x0b\x32\x14.behest.v1.TaskDeltaB\x08\n\x06_score\"[\n\x07RunWait\x12%\n\x06reason\x18\x01 \x01(\x0e\x32\x15.behest.v1.WaitReason\x12)\n\x05until\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"c\n\x0fPendingApproval\x12!\n\x04\x63\x61ll\x18\x01 \x01(\x0b\x32\x13.behest.v1.ToolCall\x12-\n\x07request\x18\x02 \x01(\x0b\x32\x1c.behest.v1.ApprovalRequested*\x88\x01\n\tNodeState\x12\x1a\n\x16NODE_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12NODE_STATE_RUNNING\x10\x01\x12\x18\n\x14NODE_STATE_COMPLETED\x10\x02\x12\x15\n\x11NODE_STATE_FAILED\x10\x03\x12\x16\n\x12NODE_STATE_SKIPPED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -40,12 +43,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RUN_LABELSENTRY']._loaded_options = None
   _globals['_RUN_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_RUN']._serialized_start=227
-  _globals['_RUN']._serialized_end=1112
-  _globals['_RUN_LABELSENTRY']._serialized_start=1067
-  _globals['_RUN_LABELSENTRY']._serialized_end=1112
-  _globals['_RUNWAIT']._serialized_start=1114
-  _globals['_RUNWAIT']._serialized_end=1205
-  _globals['_PENDINGAPPROVAL']._serialized_start=1207
-  _globals['_PENDINGAPPROVAL']._serialized_end=1306
+  _globals['_NODESTATE']._serialized_start=1959
+  _globals['_NODESTATE']._serialized_end=2095
+  _globals['_RUN']._serialized_start=300
+  _globals['_RUN']._serialized_end=1226
+  _globals['_RUN_LABELSENTRY']._serialized_start=1181
+  _globals['_RUN_LABELSENTRY']._serialized_end=1226
+  _globals['_REASONING']._serialized_start=1229
+  _globals['_REASONING']._serialized_end=1402
+  _globals['_NODEVISIT']._serialized_start=1405
+  _globals['_NODEVISIT']._serialized_end=1762
+  _globals['_RUNWAIT']._serialized_start=1764
+  _globals['_RUNWAIT']._serialized_end=1855
+  _globals['_PENDINGAPPROVAL']._serialized_start=1857
+  _globals['_PENDINGAPPROVAL']._serialized_end=1956
 # @@protoc_insertion_point(module_scope)

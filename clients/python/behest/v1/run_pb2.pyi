@@ -4,15 +4,19 @@ isort:skip_file
 """
 
 from behest.v1 import approval_event_pb2 as _approval_event_pb2
+from behest.v1 import graph_pb2 as _graph_pb2
 from behest.v1 import message_pb2 as _message_pb2
+from behest.v1 import node_event_pb2 as _node_event_pb2
 from behest.v1 import run_event_pb2 as _run_event_pb2
 from behest.v1 import run_state_pb2 as _run_state_pb2
+from behest.v1 import task_pb2 as _task_pb2
 from behest.v1 import usage_pb2 as _usage_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
@@ -24,6 +28,38 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _NodeState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _NodeStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_NodeState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    NODE_STATE_UNSPECIFIED: _NodeState.ValueType  # 0
+    """Never sent."""
+    NODE_STATE_RUNNING: _NodeState.ValueType  # 1
+    """It is at work."""
+    NODE_STATE_COMPLETED: _NodeState.ValueType  # 2
+    """It ended well."""
+    NODE_STATE_FAILED: _NodeState.ValueType  # 3
+    """It came to nothing."""
+    NODE_STATE_SKIPPED: _NodeState.ValueType  # 4
+    """It was stopped."""
+
+class NodeState(_NodeState, metaclass=_NodeStateEnumTypeWrapper):
+    """NodeState says where a visit of a node is. Clients must tolerate values they do not know."""
+
+NODE_STATE_UNSPECIFIED: NodeState.ValueType  # 0
+"""Never sent."""
+NODE_STATE_RUNNING: NodeState.ValueType  # 1
+"""It is at work."""
+NODE_STATE_COMPLETED: NodeState.ValueType  # 2
+"""It ended well."""
+NODE_STATE_FAILED: NodeState.ValueType  # 3
+"""It came to nothing."""
+NODE_STATE_SKIPPED: NodeState.ValueType  # 4
+"""It was stopped."""
+Global___NodeState: _TypeAlias = NodeState  # noqa: Y015
 
 @_typing.final
 class Run(_message.Message):
@@ -78,6 +114,7 @@ class Run(_message.Message):
     DEFINITION_HASH_FIELD_NUMBER: _builtins.int
     MESSAGES_FIELD_NUMBER: _builtins.int
     PENDING_APPROVALS_FIELD_NUMBER: _builtins.int
+    REASONING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Identifies the run within its namespace: "run_" and 32 hex digits, or what the client chose."""
     session_id: _builtins.str
@@ -160,6 +197,10 @@ class Run(_message.Message):
     def pending_approvals(self) -> _containers.RepeatedCompositeFieldContainer[Global___PendingApproval]:
         """Approvals that are asked for and not decided. Filled by GetRun only."""
 
+    @_builtins.property
+    def reasoning(self) -> Global___Reasoning:
+        """How far its reasoning graph is. Unset: it has none. Filled by GetRun only."""
+
     def __init__(
         self,
         *,
@@ -190,14 +231,131 @@ class Run(_message.Message):
         definition_hash: _builtins.bytes = ...,
         messages: _abc.Iterable[_message_pb2.Message] | None = ...,
         pending_approvals: _abc.Iterable[Global___PendingApproval] | None = ...,
+        reasoning: Global___Reasoning | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "forked_from", b"forked_from", "output", b"output", "parent", b"parent", "start_time", b"start_time", "usage", b"usage", "wait", b"wait"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "deadline", b"deadline", "end_time", b"end_time", "error", b"error", "forked_from", b"forked_from", "output", b"output", "parent", b"parent", "reasoning", b"reasoning", "start_time", b"start_time", "usage", b"usage", "wait", b"wait"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "create_time", b"create_time", "deadline", b"deadline", "definition_hash", b"definition_hash", "end_time", b"end_time", "epoch", b"epoch", "error", b"error", "forked_from", b"forked_from", "head_sequence", b"head_sequence", "id", b"id", "labels", b"labels", "messages", b"messages", "models", b"models", "output", b"output", "parent", b"parent", "pending_approvals", b"pending_approvals", "principal", b"principal", "request_id", b"request_id", "session_id", b"session_id", "session_index", b"session_index", "start_time", b"start_time", "state", b"state", "steps", b"steps", "tool_calls", b"tool_calls", "usage", b"usage", "wait", b"wait"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "agent_version", b"agent_version", "create_time", b"create_time", "deadline", b"deadline", "definition_hash", b"definition_hash", "end_time", b"end_time", "epoch", b"epoch", "error", b"error", "forked_from", b"forked_from", "head_sequence", b"head_sequence", "id", b"id", "labels", b"labels", "messages", b"messages", "models", b"models", "output", b"output", "parent", b"parent", "pending_approvals", b"pending_approvals", "principal", b"principal", "reasoning", b"reasoning", "request_id", b"request_id", "session_id", b"session_id", "session_index", b"session_index", "start_time", b"start_time", "state", b"state", "steps", b"steps", "tool_calls", b"tool_calls", "usage", b"usage", "wait", b"wait"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Run: _TypeAlias = Run  # noqa: Y015
+
+@_typing.final
+class Reasoning(_message.Message):
+    """Reasoning says how far the graph of a run is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    GRAPH_FIELD_NUMBER: _builtins.int
+    VISITS_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
+    ITERATION_FIELD_NUMBER: _builtins.int
+    iteration: _builtins.int
+    """The round of the run's own graph, from 1."""
+    @_builtins.property
+    def graph(self) -> _graph_pb2.Graph:
+        """The graph."""
+
+    @_builtins.property
+    def visits(self) -> _containers.RepeatedCompositeFieldContainer[Global___NodeVisit]:
+        """The visits of its nodes, in the order in which they began."""
+
+    @_builtins.property
+    def skipped(self) -> _containers.RepeatedCompositeFieldContainer[_node_event_pb2.NodeSkipped]:
+        """The nodes that were left out before they began."""
+
+    @_builtins.property
+    def task(self) -> _task_pb2.Task:
+        """The task as the visit left it that ended last in the run's own graph; at the end, the task that the run came to."""
+
+    def __init__(
+        self,
+        *,
+        graph: _graph_pb2.Graph | None = ...,
+        visits: _abc.Iterable[Global___NodeVisit] | None = ...,
+        skipped: _abc.Iterable[_node_event_pb2.NodeSkipped] | None = ...,
+        task: _task_pb2.Task | None = ...,
+        iteration: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["graph", b"graph", "iteration", b"iteration", "skipped", b"skipped", "task", b"task", "visits", b"visits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reasoning: _TypeAlias = Reasoning  # noqa: Y015
+
+@_typing.final
+class NodeVisit(_message.Message):
+    """NodeVisit is one visit of a node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    SCORE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    START_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    DELTA_FIELD_NUMBER: _builtins.int
+    state: Global___NodeState.ValueType
+    """Where it is."""
+    outcome: _node_event_pb2.NodeOutcome.ValueType
+    """What came of it. Set when COMPLETED."""
+    score: _builtins.float
+    """How good it is, from 0 to 1. Unset: not judged."""
+    reason: _builtins.str
+    """Why it came to nothing, a name of ErrorReason. Set when FAILED."""
+    message: _builtins.str
+    """What happened, for people."""
+    @_builtins.property
+    def started(self) -> _node_event_pb2.NodeStarted:
+        """How it began."""
+
+    @_builtins.property
+    def start_time(self) -> _timestamp_pb2.Timestamp:
+        """When it began."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it ended. Unset before."""
+
+    @_builtins.property
+    def usage(self) -> _usage_pb2.Usage:
+        """What it consumed so far."""
+
+    @_builtins.property
+    def delta(self) -> _task_pb2.TaskDelta:
+        """What it added to the task."""
+
+    def __init__(
+        self,
+        *,
+        started: _node_event_pb2.NodeStarted | None = ...,
+        state: Global___NodeState.ValueType = ...,
+        outcome: _node_event_pb2.NodeOutcome.ValueType = ...,
+        score: _builtins.float | None = ...,
+        reason: _builtins.str = ...,
+        message: _builtins.str = ...,
+        start_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        usage: _usage_pb2.Usage | None = ...,
+        delta: _task_pb2.TaskDelta | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "delta", b"delta", "end_time", b"end_time", "score", b"score", "start_time", b"start_time", "started", b"started", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score", b"_score", "delta", b"delta", "end_time", b"end_time", "message", b"message", "outcome", b"outcome", "reason", b"reason", "score", b"score", "start_time", b"start_time", "started", b"started", "state", b"state", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score: _TypeAlias = _typing.Literal["score"]  # noqa: Y015
+    _WhichOneofArgType__score: _TypeAlias = _typing.Literal["_score", b"_score"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score) -> _WhichOneofReturnType__score | None: ...
+
+Global___NodeVisit: _TypeAlias = NodeVisit  # noqa: Y015
 
 @_typing.final
 class RunWait(_message.Message):

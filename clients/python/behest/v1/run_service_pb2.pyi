@@ -128,7 +128,7 @@ class StreamRunResponse(_message.Message):
 
     @_builtins.property
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[_delta_pb2.Delta]:
-        """Volatile pieces of the open step."""
+        """Volatile pieces of what goes on in open steps."""
 
     def __init__(
         self,
@@ -188,7 +188,7 @@ class WatchRunResponse(_message.Message):
 
     @_builtins.property
     def deltas(self) -> _containers.RepeatedCompositeFieldContainer[_delta_pb2.Delta]:
-        """Volatile pieces of the open step."""
+        """Volatile pieces of what goes on in open steps."""
 
     def __init__(
         self,
@@ -483,12 +483,15 @@ class ForkRunRequest(_message.Message):
     SEQUENCE_FIELD_NUMBER: _builtins.int
     SPEC_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
+    VISIT_FIELD_NUMBER: _builtins.int
     source_run_id: _builtins.str
     """Required. The run to start from."""
     sequence: _builtins.int
     """The sequence up to which its transcript is taken. 0: its head."""
     request_id: _builtins.str
     """As in CreateRunRequest."""
+    visit: _builtins.int
+    """The visit of a node right before which it is forked, in the place of a sequence. 0: at the sequence."""
     @_builtins.property
     def spec(self) -> _run_spec_pb2.RunSpec:
         """The order. Fields that are empty are as in the source run; an empty input goes on without one. An empty session is
@@ -502,10 +505,11 @@ class ForkRunRequest(_message.Message):
         sequence: _builtins.int = ...,
         spec: _run_spec_pb2.RunSpec | None = ...,
         request_id: _builtins.str = ...,
+        visit: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "sequence", b"sequence", "source_run_id", b"source_run_id", "spec", b"spec"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request_id", b"request_id", "sequence", b"sequence", "source_run_id", b"source_run_id", "spec", b"spec", "visit", b"visit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -24,12 +24,14 @@ _sym_db = _symbol_database.Default()
 
 from behest.v1 import chat_pb2 as behest_dot_v1_dot_chat__pb2
 from behest.v1 import definition_pb2 as behest_dot_v1_dot_definition__pb2
+from behest.v1 import graph_pb2 as behest_dot_v1_dot_graph__pb2
 from behest.v1 import message_pb2 as behest_dot_v1_dot_message__pb2
 from behest.v1 import run_state_pb2 as behest_dot_v1_dot_run__state__pb2
+from behest.v1 import task_pb2 as behest_dot_v1_dot_task__pb2
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x65hest/v1/run_spec.proto\x12\tbehest.v1\x1a\x14\x62\x65hest/v1/chat.proto\x1a\x1a\x62\x65hest/v1/definition.proto\x1a\x17\x62\x65hest/v1/message.proto\x1a\x19\x62\x65hest/v1/run_state.proto\x1a\x1egoogle/protobuf/duration.proto\"\xbf\x04\n\x07RunSpec\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x1e\n\x05input\x18\x03 \x03(\x0b\x32\x0f.behest.v1.Part\x12\r\n\x05model\x18\x04 \x01(\t\x12\r\n\x05tools\x18\x05 \x03(\t\x12*\n\x0btool_choice\x18\x06 \x01(\x0b\x32\x15.behest.v1.ToolChoice\x12%\n\x08sampling\x18\x07 \x01(\x0b\x32\x13.behest.v1.Sampling\x12\x32\n\x0fresponse_format\x18\x08 \x01(\x0b\x32\x19.behest.v1.ResponseFormat\x12\x1a\n\x12output_schema_json\x18\t \x01(\t\x12#\n\x07\x62udgets\x18\n \x01(\x0b\x32\x12.behest.v1.Budgets\x12*\n\x07timeout\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x0esession_policy\x18\x0c \x01(\x0e\x32\x18.behest.v1.SessionPolicy\x12.\n\x06labels\x18\r \x03(\x0b\x32\x1e.behest.v1.RunSpec.LabelsEntry\x12\x0e\n\x06run_id\x18\x0e \x01(\t\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x0f \x01(\x08\x12\x1d\n\x15provider_options_json\x18\x10 \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x62\x65hest/v1/run_spec.proto\x12\tbehest.v1\x1a\x14\x62\x65hest/v1/chat.proto\x1a\x1a\x62\x65hest/v1/definition.proto\x1a\x15\x62\x65hest/v1/graph.proto\x1a\x17\x62\x65hest/v1/message.proto\x1a\x19\x62\x65hest/v1/run_state.proto\x1a\x14\x62\x65hest/v1/task.proto\x1a\x1egoogle/protobuf/duration.proto\"\xd5\x05\n\x07RunSpec\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x10\n\x08\x61gent_id\x18\x02 \x01(\t\x12\x1e\n\x05input\x18\x03 \x03(\x0b\x32\x0f.behest.v1.Part\x12\r\n\x05model\x18\x04 \x01(\t\x12\r\n\x05tools\x18\x05 \x03(\t\x12*\n\x0btool_choice\x18\x06 \x01(\x0b\x32\x15.behest.v1.ToolChoice\x12%\n\x08sampling\x18\x07 \x01(\x0b\x32\x13.behest.v1.Sampling\x12\x32\n\x0fresponse_format\x18\x08 \x01(\x0b\x32\x19.behest.v1.ResponseFormat\x12\x1a\n\x12output_schema_json\x18\t \x01(\t\x12#\n\x07\x62udgets\x18\n \x01(\x0b\x32\x12.behest.v1.Budgets\x12*\n\x07timeout\x18\x0b \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x30\n\x0esession_policy\x18\x0c \x01(\x0e\x32\x18.behest.v1.SessionPolicy\x12.\n\x06labels\x18\r \x03(\x0b\x32\x1e.behest.v1.RunSpec.LabelsEntry\x12\x0e\n\x06run_id\x18\x0e \x01(\t\x12\x1c\n\x14\x63\x61ncel_on_disconnect\x18\x0f \x01(\x08\x12\x1d\n\x15provider_options_json\x18\x10 \x01(\t\x12\x10\n\x08graph_id\x18\x11 \x01(\t\x12\x15\n\rgraph_version\x18\x12 \x01(\x03\x12\x1f\n\x05graph\x18\x13 \x01(\x0b\x32\x10.behest.v1.Graph\x12+\n\x08strategy\x18\x14 \x01(\x0b\x32\x19.behest.v1.StrategyChoice\x12\x1d\n\x04task\x18\x15 \x01(\x0b\x32\x0f.behest.v1.Task\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,8 +40,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RUNSPEC_LABELSENTRY']._loaded_options = None
   _globals['_RUNSPEC_LABELSENTRY']._serialized_options = b'8\001'
-  _globals['_RUNSPEC']._serialized_start=174
-  _globals['_RUNSPEC']._serialized_end=749
-  _globals['_RUNSPEC_LABELSENTRY']._serialized_start=704
-  _globals['_RUNSPEC_LABELSENTRY']._serialized_end=749
+  _globals['_RUNSPEC']._serialized_start=219
+  _globals['_RUNSPEC']._serialized_end=944
+  _globals['_RUNSPEC_LABELSENTRY']._serialized_start=899
+  _globals['_RUNSPEC_LABELSENTRY']._serialized_end=944
 # @@protoc_insertion_point(module_scope)

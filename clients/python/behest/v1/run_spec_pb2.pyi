@@ -5,8 +5,10 @@ isort:skip_file
 
 from behest.v1 import chat_pb2 as _chat_pb2
 from behest.v1 import definition_pb2 as _definition_pb2
+from behest.v1 import graph_pb2 as _graph_pb2
 from behest.v1 import message_pb2 as _message_pb2
 from behest.v1 import run_state_pb2 as _run_state_pb2
+from behest.v1 import task_pb2 as _task_pb2
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import duration_pb2 as _duration_pb2
@@ -65,6 +67,11 @@ class RunSpec(_message.Message):
     RUN_ID_FIELD_NUMBER: _builtins.int
     CANCEL_ON_DISCONNECT_FIELD_NUMBER: _builtins.int
     PROVIDER_OPTIONS_JSON_FIELD_NUMBER: _builtins.int
+    GRAPH_ID_FIELD_NUMBER: _builtins.int
+    GRAPH_VERSION_FIELD_NUMBER: _builtins.int
+    GRAPH_FIELD_NUMBER: _builtins.int
+    STRATEGY_FIELD_NUMBER: _builtins.int
+    TASK_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """The session. Empty: a new one."""
     agent_id: _builtins.str
@@ -81,6 +88,12 @@ class RunSpec(_message.Message):
     """Whether the run is cancelled, 5 seconds later, when the client that created it with StreamRun goes away."""
     provider_options_json: _builtins.str
     """The provider's own options, a JSON object. Empty: the agent's."""
+    graph_id: _builtins.str
+    """A reasoning graph to run in the place of the loop of model and tools, by its id. At most one of graph_id, graph and
+    strategy is set; none: the agent's.
+    """
+    graph_version: _builtins.int
+    """The version of that graph. 0: the newest."""
     @_builtins.property
     def input(self) -> _containers.RepeatedCompositeFieldContainer[_message_pb2.Part]:
         """Required, except that a fork may go on without. The order."""
@@ -115,6 +128,20 @@ class RunSpec(_message.Message):
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Labels, at most 32; keys and values at most 256 bytes."""
 
+    @_builtins.property
+    def graph(self) -> _graph_pb2.Graph:
+        """A reasoning graph to run, whole."""
+
+    @_builtins.property
+    def strategy(self) -> _graph_pb2.StrategyChoice:
+        """A strategy to run."""
+
+    @_builtins.property
+    def task(self) -> _task_pb2.Task:
+        """The task that a graph works on, at most 1 MiB. What it leaves empty comes from the order: its text is the goal when
+        the task has none, else the input. Unset: that alone. Where parts come from is not taken over.
+        """
+
     def __init__(
         self,
         *,
@@ -134,10 +161,15 @@ class RunSpec(_message.Message):
         run_id: _builtins.str = ...,
         cancel_on_disconnect: _builtins.bool = ...,
         provider_options_json: _builtins.str = ...,
+        graph_id: _builtins.str = ...,
+        graph_version: _builtins.int = ...,
+        graph: _graph_pb2.Graph | None = ...,
+        strategy: _graph_pb2.StrategyChoice | None = ...,
+        task: _task_pb2.Task | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "response_format", b"response_format", "sampling", b"sampling", "timeout", b"timeout", "tool_choice", b"tool_choice"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["budgets", b"budgets", "graph", b"graph", "response_format", b"response_format", "sampling", b"sampling", "strategy", b"strategy", "task", b"task", "timeout", b"timeout", "tool_choice", b"tool_choice"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "budgets", b"budgets", "cancel_on_disconnect", b"cancel_on_disconnect", "input", b"input", "labels", b"labels", "model", b"model", "output_schema_json", b"output_schema_json", "provider_options_json", b"provider_options_json", "response_format", b"response_format", "run_id", b"run_id", "sampling", b"sampling", "session_id", b"session_id", "session_policy", b"session_policy", "timeout", b"timeout", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_id", b"agent_id", "budgets", b"budgets", "cancel_on_disconnect", b"cancel_on_disconnect", "graph", b"graph", "graph_id", b"graph_id", "graph_version", b"graph_version", "input", b"input", "labels", b"labels", "model", b"model", "output_schema_json", b"output_schema_json", "provider_options_json", b"provider_options_json", "response_format", b"response_format", "run_id", b"run_id", "sampling", b"sampling", "session_id", b"session_id", "session_policy", b"session_policy", "strategy", b"strategy", "task", b"task", "timeout", b"timeout", "tool_choice", b"tool_choice", "tools", b"tools"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -114,7 +114,7 @@ class ToolCallRecord(_message.Message):
     session_id: _builtins.str
     """Id of the session of the run."""
     message_id: _builtins.str
-    """Id of the message in which the model asked for the call."""
+    """Id of the message in which the model asked for the call. Empty: it does the work of a node of a reasoning graph."""
     step: _builtins.int
     """Step of the run, from 1."""
     tool_name: _builtins.str

@@ -16,7 +16,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/agent.proto.
  */
 export const file_behest_v1_agent: GenFile = /*@__PURE__*/
-  fileDesc("ChViZWhlc3QvdjEvYWdlbnQucHJvdG8SCWJlaGVzdC52MSKHBgoFQWdlbnQSCgoCaWQYASABKAkSDwoHdmVyc2lvbhgCIAEoAxIUCgxkaXNwbGF5X25hbWUYAyABKAkSEwoLZGVzY3JpcHRpb24YBCABKAkSFAoMaW5zdHJ1Y3Rpb25zGAUgASgJEg0KBW1vZGVsGAYgASgJEhcKD2ZhbGxiYWNrX21vZGVscxgHIAMoCRINCgV0b29scxgIIAMoCRIuCgtwZXJtaXNzaW9ucxgJIAMoCzIZLmJlaGVzdC52MS5QZXJtaXNzaW9uUnVsZRIhCgZsaW1pdHMYCiABKAsyES5iZWhlc3QudjEuTGltaXRzEiUKCHNhbXBsaW5nGAsgASgLMhMuYmVoZXN0LnYxLlNhbXBsaW5nEjIKD3Jlc3BvbnNlX2Zvcm1hdBgMIAEoCzIZLmJlaGVzdC52MS5SZXNwb25zZUZvcm1hdBIXCg9jb250ZXh0X3NvdXJjZXMYDSADKAkSEAoIc3RyYXRlZ3kYDiABKAkSKgoLdG9vbF9jaG9pY2UYDyABKAsyFS5iZWhlc3QudjEuVG9vbENob2ljZRIdChVwcm92aWRlcl9vcHRpb25zX2pzb24YECABKAkSEgoKaXNfZGVmYXVsdBgRIAEoCBIOCgZoaWRkZW4YEiABKAgSLAoGbGFiZWxzGBMgAygLMhwuYmVoZXN0LnYxLkFnZW50LkxhYmVsc0VudHJ5Ei8KC2NyZWF0ZV90aW1lGBQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgVIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKc3ViX2FnZW50cxgWIAMoCRIpCgpjb21wYWN0aW9uGBcgASgLMhUuYmVoZXN0LnYxLkNvbXBhY3Rpb24SIwoHcHJ1bmluZxgYIAEoCzISLmJlaGVzdC52MS5QcnVuaW5nGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAFiBnByb3RvMw", [file_behest_v1_chat, file_behest_v1_definition, file_google_protobuf_timestamp]);
+  fileDesc("ChViZWhlc3QvdjEvYWdlbnQucHJvdG8SCWJlaGVzdC52MSKbBwoFQWdlbnQSCgoCaWQYASABKAkSDwoHdmVyc2lvbhgCIAEoAxIUCgxkaXNwbGF5X25hbWUYAyABKAkSEwoLZGVzY3JpcHRpb24YBCABKAkSFAoMaW5zdHJ1Y3Rpb25zGAUgASgJEg0KBW1vZGVsGAYgASgJEhcKD2ZhbGxiYWNrX21vZGVscxgHIAMoCRINCgV0b29scxgIIAMoCRIuCgtwZXJtaXNzaW9ucxgJIAMoCzIZLmJlaGVzdC52MS5QZXJtaXNzaW9uUnVsZRIhCgZsaW1pdHMYCiABKAsyES5iZWhlc3QudjEuTGltaXRzEiUKCHNhbXBsaW5nGAsgASgLMhMuYmVoZXN0LnYxLlNhbXBsaW5nEjIKD3Jlc3BvbnNlX2Zvcm1hdBgMIAEoCzIZLmJlaGVzdC52MS5SZXNwb25zZUZvcm1hdBIXCg9jb250ZXh0X3NvdXJjZXMYDSADKAkSEAoIc3RyYXRlZ3kYDiABKAkSKgoLdG9vbF9jaG9pY2UYDyABKAsyFS5iZWhlc3QudjEuVG9vbENob2ljZRIdChVwcm92aWRlcl9vcHRpb25zX2pzb24YECABKAkSEgoKaXNfZGVmYXVsdBgRIAEoCBIOCgZoaWRkZW4YEiABKAgSLAoGbGFiZWxzGBMgAygLMhwuYmVoZXN0LnYxLkFnZW50LkxhYmVsc0VudHJ5Ei8KC2NyZWF0ZV90aW1lGBQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIvCgt1cGRhdGVfdGltZRgVIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASEgoKc3ViX2FnZW50cxgWIAMoCRIpCgpjb21wYWN0aW9uGBcgASgLMhUuYmVoZXN0LnYxLkNvbXBhY3Rpb24SIwoHcHJ1bmluZxgYIAEoCzISLmJlaGVzdC52MS5QcnVuaW5nEkUKE3N0cmF0ZWd5X3BhcmFtZXRlcnMYGSADKAsyKC5iZWhlc3QudjEuQWdlbnQuU3RyYXRlZ3lQYXJhbWV0ZXJzRW50cnkSEAoIZ3JhcGhfaWQYGiABKAkaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ARo5ChdTdHJhdGVneVBhcmFtZXRlcnNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBYgZwcm90bzM", [file_behest_v1_chat, file_behest_v1_definition, file_google_protobuf_timestamp]);
 
 /**
  * Agent is a named, versioned definition of how runs are executed.
@@ -203,6 +203,20 @@ export type Agent = Message<"behest.v1.Agent"> & {
    * @generated from field: behest.v1.Pruning pruning = 24;
    */
   pruning?: Pruning | undefined;
+
+  /**
+   * What the strategy is made with, by the names of its parameters. Those that are not named have their defaults.
+   *
+   * @generated from field: map<string, string> strategy_parameters = 25;
+   */
+  strategyParameters: { [key: string]: string };
+
+  /**
+   * Id of the reasoning graph that runs follow, in the place of a strategy. Empty = none.
+   *
+   * @generated from field: string graph_id = 26;
+   */
+  graphId: string;
 };
 
 /**

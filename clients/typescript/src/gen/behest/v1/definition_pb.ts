@@ -8,6 +8,8 @@ import type { ResponseFormat, Sampling, ToolChoice } from "./chat_pb.js";
 import { file_behest_v1_chat } from "./chat_pb.js";
 import type { ContextSource } from "./context_pb.js";
 import { file_behest_v1_context } from "./context_pb.js";
+import type { Graph } from "./graph_pb.js";
+import { file_behest_v1_graph } from "./graph_pb.js";
 import type { ModelLimits, Price } from "./model_pb.js";
 import { file_behest_v1_model } from "./model_pb.js";
 import type { Tool } from "./tool_pb.js";
@@ -20,7 +22,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/definition.proto.
  */
 export const file_behest_v1_definition: GenFile = /*@__PURE__*/
-  fileDesc("ChpiZWhlc3QvdjEvZGVmaW5pdGlvbi5wcm90bxIJYmVoZXN0LnYxIo4HCg1SdW5EZWZpbml0aW9uEhAKCGFnZW50X2lkGAEgASgJEhUKDWFnZW50X3ZlcnNpb24YAiABKAMSFAoMaW5zdHJ1Y3Rpb25zGAMgASgJEg4KBm1vZGVscxgEIAMoCRIeCgV0b29scxgFIAMoCzIPLmJlaGVzdC52MS5Ub29sEioKC3Rvb2xfY2hvaWNlGAYgASgLMhUuYmVoZXN0LnYxLlRvb2xDaG9pY2USJQoIc2FtcGxpbmcYByABKAsyEy5iZWhlc3QudjEuU2FtcGxpbmcSMgoPcmVzcG9uc2VfZm9ybWF0GAggASgLMhkuYmVoZXN0LnYxLlJlc3BvbnNlRm9ybWF0EjcKFG9wZXJhdG9yX3Blcm1pc3Npb25zGAkgAygLMhkuYmVoZXN0LnYxLlBlcm1pc3Npb25SdWxlEjQKEWFnZW50X3Blcm1pc3Npb25zGAogAygLMhkuYmVoZXN0LnYxLlBlcm1pc3Npb25SdWxlEiEKBmxpbWl0cxgLIAEoCzIRLmJlaGVzdC52MS5MaW1pdHMSFwoPY29udGV4dF9zb3VyY2VzGAwgAygJEh0KFXByb3ZpZGVyX29wdGlvbnNfanNvbhgNIAEoCRI3ChJkZWZhdWx0X3Blcm1pc3Npb24YDiABKA4yGy5iZWhlc3QudjEuUGVybWlzc2lvbkFjdGlvbhIgCgZwcmljZXMYDyADKAsyEC5iZWhlc3QudjEuUHJpY2USMwoQYXBwcm92YWxfdGltZW91dBgQIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIpCgt0b29sX3Njb3BlcxgRIAMoCzIULmJlaGVzdC52MS5Ub29sU2NvcGUSOQoVaW5oZXJpdGVkX3Blcm1pc3Npb25zGBIgAygLMhouYmVoZXN0LnYxLlBlcm1pc3Npb25TY29wZRIpCgdzb3VyY2VzGBMgAygLMhguYmVoZXN0LnYxLkNvbnRleHRTb3VyY2USLAoMbW9kZWxfbGltaXRzGBQgAygLMhYuYmVoZXN0LnYxLk1vZGVsTGltaXRzEi8KCmNvbXBhY3Rpb24YFiABKAsyGy5iZWhlc3QudjEuUGlubmVkQ29tcGFjdGlvbhIjCgdwcnVuaW5nGBcgASgLMhIuYmVoZXN0LnYxLlBydW5pbmcSGAoQZW11bGF0aW5nX21vZGVscxgZIAMoCSIaCglUb29sU2NvcGUSDQoFdG9vbHMYASADKAkiuQEKD1Blcm1pc3Npb25TY29wZRI3ChRvcGVyYXRvcl9wZXJtaXNzaW9ucxgBIAMoCzIZLmJlaGVzdC52MS5QZXJtaXNzaW9uUnVsZRI0ChFhZ2VudF9wZXJtaXNzaW9ucxgCIAMoCzIZLmJlaGVzdC52MS5QZXJtaXNzaW9uUnVsZRI3ChJkZWZhdWx0X3Blcm1pc3Npb24YAyABKA4yGy5iZWhlc3QudjEuUGVybWlzc2lvbkFjdGlvbiL/AgoKQ29tcGFjdGlvbhIUCgdlbmFibGVkGAEgASgISACIAQESFgoJdGhyZXNob2xkGAIgASgBSAGIAQESGAoLdGFpbF90b2tlbnMYAyABKANIAogBARIaCg10YWlsX21lc3NhZ2VzGAQgASgFSAOIAQESDQoFbW9kZWwYBSABKAkSFAoMaW5zdHJ1Y3Rpb25zGAYgASgJEhsKDnN1bW1hcnlfdG9rZW5zGAcgASgFSASIAQESKgoHdGltZW91dBgIIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIVCghmYWlsdXJlcxgJIAEoBUgFiAEBEiwKCWNvb2xfZG93bhgKIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbkIKCghfZW5hYmxlZEIMCgpfdGhyZXNob2xkQg4KDF90YWlsX3Rva2Vuc0IQCg5fdGFpbF9tZXNzYWdlc0IRCg9fc3VtbWFyeV90b2tlbnNCCwoJX2ZhaWx1cmVzImoKEFBpbm5lZENvbXBhY3Rpb24SJQoGcG9saWN5GAEgASgLMhUuYmVoZXN0LnYxLkNvbXBhY3Rpb24SDgoGd2luZG93GAIgASgFEh8KBXByaWNlGAMgASgLMhAuYmVoZXN0LnYxLlByaWNlIqkBCgdQcnVuaW5nEhQKB2VuYWJsZWQYASABKAhIAIgBARIXCgprZWVwX3R1cm5zGAIgASgFSAGIAQESGQoMb3V0cHV0X2J5dGVzGAMgASgFSAKIAQESGAoLYmxvY2tfdHVybnMYBCABKAVIA4gBAUIKCghfZW5hYmxlZEINCgtfa2VlcF90dXJuc0IPCg1fb3V0cHV0X2J5dGVzQg4KDF9ibG9ja190dXJucyLkBgoGTGltaXRzEhYKCW1heF9zdGVwcxgBIAEoBUgAiAEBEhsKDm1heF90b29sX2NhbGxzGAIgASgFSAGIAQESHQoQbWF4X3RvdGFsX3Rva2VucxgDIAEoA0gCiAEBEh8KEm1heF9jb3N0X21pY3JvX3VzZBgEIAEoA0gDiAEBEioKB3RpbWVvdXQYBSABKAsyGS5nb29nbGUucHJvdG9idWYuRHVyYXRpb24SJAoXbWF4X3BhcmFsbGVsX3Rvb2xfY2FsbHMYBiABKAVIBIgBARIiChVtYXhfbGVuZ3RoX3JlY292ZXJpZXMYByABKAVIBYgBARIeChF0b29sX291dHB1dF9saW5lcxgIIAEoBUgGiAEBEh4KEXRvb2xfb3V0cHV0X2J5dGVzGAkgASgFSAeIAQESJgoJZG9vbV9sb29wGAogASgLMhMuYmVoZXN0LnYxLkRvb21Mb29wEhcKCm1heF9ldmVudHMYCyABKAVICIgBARIaCg1tYXhfbG9nX2J5dGVzGAwgASgDSAmIAQESIQoUbWF4X2hpc3RvcnlfbWVzc2FnZXMYDSABKAVICogBARIWCgltYXhfZGVwdGgYDiABKAVIC4gBARIZCgxtYXhfY2hpbGRyZW4YDyABKAVIDIgBARIiChVtYXhfcGFyYWxsZWxfY2hpbGRyZW4YECABKAVIDYgBARIfChJtYXhfaGlzdG9yeV90b2tlbnMYESABKANIDogBAUIMCgpfbWF4X3N0ZXBzQhEKD19tYXhfdG9vbF9jYWxsc0ITChFfbWF4X3RvdGFsX3Rva2Vuc0IVChNfbWF4X2Nvc3RfbWljcm9fdXNkQhoKGF9tYXhfcGFyYWxsZWxfdG9vbF9jYWxsc0IYChZfbWF4X2xlbmd0aF9yZWNvdmVyaWVzQhQKEl90b29sX291dHB1dF9saW5lc0IUChJfdG9vbF9vdXRwdXRfYnl0ZXNCDQoLX21heF9ldmVudHNCEAoOX21heF9sb2dfYnl0ZXNCFwoVX21heF9oaXN0b3J5X21lc3NhZ2VzQgwKCl9tYXhfZGVwdGhCDwoNX21heF9jaGlsZHJlbkIYChZfbWF4X3BhcmFsbGVsX2NoaWxkcmVuQhUKE19tYXhfaGlzdG9yeV90b2tlbnMiewoIRG9vbUxvb3ASKQoGYWN0aW9uGAEgASgOMhkuYmVoZXN0LnYxLkRvb21Mb29wQWN0aW9uEhQKB3JlcGVhdHMYAiABKAVIAIgBARIVCgh3YXJuaW5ncxgDIAEoBUgBiAEBQgoKCF9yZXBlYXRzQgsKCV93YXJuaW5ncyLLAQoHQnVkZ2V0cxIWCgltYXhfc3RlcHMYASABKAVIAIgBARIbCg5tYXhfdG9vbF9jYWxscxgCIAEoBUgBiAEBEh0KEG1heF90b3RhbF90b2tlbnMYAyABKANIAogBARIfChJtYXhfY29zdF9taWNyb191c2QYBCABKANIA4gBAUIMCgpfbWF4X3N0ZXBzQhEKD19tYXhfdG9vbF9jYWxsc0ITChFfbWF4X3RvdGFsX3Rva2Vuc0IVChNfbWF4X2Nvc3RfbWljcm9fdXNkIsoBCg5QZXJtaXNzaW9uUnVsZRIMCgR0b29sGAEgASgJEjsKCWFyZ3VtZW50cxgCIAMoCzIoLmJlaGVzdC52MS5QZXJtaXNzaW9uUnVsZS5Bcmd1bWVudHNFbnRyeRIrCgZhY3Rpb24YAyABKA4yGy5iZWhlc3QudjEuUGVybWlzc2lvbkFjdGlvbhIOCgZyZWFzb24YBCABKAkaMAoOQXJndW1lbnRzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASqCAQoORG9vbUxvb3BBY3Rpb24SIAocRE9PTV9MT09QX0FDVElPTl9VTlNQRUNJRklFRBAAEhkKFURPT01fTE9PUF9BQ1RJT05fU1RPUBABEhkKFURPT01fTE9PUF9BQ1RJT05fV0FSThACEhgKFERPT01fTE9PUF9BQ1RJT05fT0ZGEAMqiQEKEFBlcm1pc3Npb25BY3Rpb24SIQodUEVSTUlTU0lPTl9BQ1RJT05fVU5TUEVDSUZJRUQQABIbChdQRVJNSVNTSU9OX0FDVElPTl9BTExPVxABEhkKFVBFUk1JU1NJT05fQUNUSU9OX0FTSxACEhoKFlBFUk1JU1NJT05fQUNUSU9OX0RFTlkQA2IGcHJvdG8z", [file_behest_v1_chat, file_behest_v1_context, file_behest_v1_model, file_behest_v1_tool, file_google_protobuf_duration]);
+  fileDesc("ChpiZWhlc3QvdjEvZGVmaW5pdGlvbi5wcm90bxIJYmVoZXN0LnYxItwHCg1SdW5EZWZpbml0aW9uEhAKCGFnZW50X2lkGAEgASgJEhUKDWFnZW50X3ZlcnNpb24YAiABKAMSFAoMaW5zdHJ1Y3Rpb25zGAMgASgJEg4KBm1vZGVscxgEIAMoCRIeCgV0b29scxgFIAMoCzIPLmJlaGVzdC52MS5Ub29sEioKC3Rvb2xfY2hvaWNlGAYgASgLMhUuYmVoZXN0LnYxLlRvb2xDaG9pY2USJQoIc2FtcGxpbmcYByABKAsyEy5iZWhlc3QudjEuU2FtcGxpbmcSMgoPcmVzcG9uc2VfZm9ybWF0GAggASgLMhkuYmVoZXN0LnYxLlJlc3BvbnNlRm9ybWF0EjcKFG9wZXJhdG9yX3Blcm1pc3Npb25zGAkgAygLMhkuYmVoZXN0LnYxLlBlcm1pc3Npb25SdWxlEjQKEWFnZW50X3Blcm1pc3Npb25zGAogAygLMhkuYmVoZXN0LnYxLlBlcm1pc3Npb25SdWxlEiEKBmxpbWl0cxgLIAEoCzIRLmJlaGVzdC52MS5MaW1pdHMSFwoPY29udGV4dF9zb3VyY2VzGAwgAygJEh0KFXByb3ZpZGVyX29wdGlvbnNfanNvbhgNIAEoCRI3ChJkZWZhdWx0X3Blcm1pc3Npb24YDiABKA4yGy5iZWhlc3QudjEuUGVybWlzc2lvbkFjdGlvbhIgCgZwcmljZXMYDyADKAsyEC5iZWhlc3QudjEuUHJpY2USMwoQYXBwcm92YWxfdGltZW91dBgQIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIpCgt0b29sX3Njb3BlcxgRIAMoCzIULmJlaGVzdC52MS5Ub29sU2NvcGUSOQoVaW5oZXJpdGVkX3Blcm1pc3Npb25zGBIgAygLMhouYmVoZXN0LnYxLlBlcm1pc3Npb25TY29wZRIpCgdzb3VyY2VzGBMgAygLMhguYmVoZXN0LnYxLkNvbnRleHRTb3VyY2USLAoMbW9kZWxfbGltaXRzGBQgAygLMhYuYmVoZXN0LnYxLk1vZGVsTGltaXRzEi8KCmNvbXBhY3Rpb24YFiABKAsyGy5iZWhlc3QudjEuUGlubmVkQ29tcGFjdGlvbhIjCgdwcnVuaW5nGBcgASgLMhIuYmVoZXN0LnYxLlBydW5pbmcSGAoQZW11bGF0aW5nX21vZGVscxgZIAMoCRIfCgVncmFwaBgaIAEoCzIQLmJlaGVzdC52MS5HcmFwaBIrCgtub2RlX21vZGVscxgbIAMoCzIWLmJlaGVzdC52MS5QaW5uZWRNb2RlbCJ+CgtQaW5uZWRNb2RlbBIQCghlbmRwb2ludBgBIAEoCRIfCgVwcmljZRgCIAEoCzIQLmJlaGVzdC52MS5QcmljZRImCgZsaW1pdHMYAyABKAsyFi5iZWhlc3QudjEuTW9kZWxMaW1pdHMSFAoMaXNfZW11bGF0aW5nGAQgASgIIhoKCVRvb2xTY29wZRINCgV0b29scxgBIAMoCSK5AQoPUGVybWlzc2lvblNjb3BlEjcKFG9wZXJhdG9yX3Blcm1pc3Npb25zGAEgAygLMhkuYmVoZXN0LnYxLlBlcm1pc3Npb25SdWxlEjQKEWFnZW50X3Blcm1pc3Npb25zGAIgAygLMhkuYmVoZXN0LnYxLlBlcm1pc3Npb25SdWxlEjcKEmRlZmF1bHRfcGVybWlzc2lvbhgDIAEoDjIbLmJlaGVzdC52MS5QZXJtaXNzaW9uQWN0aW9uIv8CCgpDb21wYWN0aW9uEhQKB2VuYWJsZWQYASABKAhIAIgBARIWCgl0aHJlc2hvbGQYAiABKAFIAYgBARIYCgt0YWlsX3Rva2VucxgDIAEoA0gCiAEBEhoKDXRhaWxfbWVzc2FnZXMYBCABKAVIA4gBARINCgVtb2RlbBgFIAEoCRIUCgxpbnN0cnVjdGlvbnMYBiABKAkSGwoOc3VtbWFyeV90b2tlbnMYByABKAVIBIgBARIqCgd0aW1lb3V0GAggASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEhUKCGZhaWx1cmVzGAkgASgFSAWIAQESLAoJY29vbF9kb3duGAogASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uQgoKCF9lbmFibGVkQgwKCl90aHJlc2hvbGRCDgoMX3RhaWxfdG9rZW5zQhAKDl90YWlsX21lc3NhZ2VzQhEKD19zdW1tYXJ5X3Rva2Vuc0ILCglfZmFpbHVyZXMiagoQUGlubmVkQ29tcGFjdGlvbhIlCgZwb2xpY3kYASABKAsyFS5iZWhlc3QudjEuQ29tcGFjdGlvbhIOCgZ3aW5kb3cYAiABKAUSHwoFcHJpY2UYAyABKAsyEC5iZWhlc3QudjEuUHJpY2UiqQEKB1BydW5pbmcSFAoHZW5hYmxlZBgBIAEoCEgAiAEBEhcKCmtlZXBfdHVybnMYAiABKAVIAYgBARIZCgxvdXRwdXRfYnl0ZXMYAyABKAVIAogBARIYCgtibG9ja190dXJucxgEIAEoBUgDiAEBQgoKCF9lbmFibGVkQg0KC19rZWVwX3R1cm5zQg8KDV9vdXRwdXRfYnl0ZXNCDgoMX2Jsb2NrX3R1cm5zIuQGCgZMaW1pdHMSFgoJbWF4X3N0ZXBzGAEgASgFSACIAQESGwoObWF4X3Rvb2xfY2FsbHMYAiABKAVIAYgBARIdChBtYXhfdG90YWxfdG9rZW5zGAMgASgDSAKIAQESHwoSbWF4X2Nvc3RfbWljcm9fdXNkGAQgASgDSAOIAQESKgoHdGltZW91dBgFIAEoCzIZLmdvb2dsZS5wcm90b2J1Zi5EdXJhdGlvbhIkChdtYXhfcGFyYWxsZWxfdG9vbF9jYWxscxgGIAEoBUgEiAEBEiIKFW1heF9sZW5ndGhfcmVjb3ZlcmllcxgHIAEoBUgFiAEBEh4KEXRvb2xfb3V0cHV0X2xpbmVzGAggASgFSAaIAQESHgoRdG9vbF9vdXRwdXRfYnl0ZXMYCSABKAVIB4gBARImCglkb29tX2xvb3AYCiABKAsyEy5iZWhlc3QudjEuRG9vbUxvb3ASFwoKbWF4X2V2ZW50cxgLIAEoBUgIiAEBEhoKDW1heF9sb2dfYnl0ZXMYDCABKANICYgBARIhChRtYXhfaGlzdG9yeV9tZXNzYWdlcxgNIAEoBUgKiAEBEhYKCW1heF9kZXB0aBgOIAEoBUgLiAEBEhkKDG1heF9jaGlsZHJlbhgPIAEoBUgMiAEBEiIKFW1heF9wYXJhbGxlbF9jaGlsZHJlbhgQIAEoBUgNiAEBEh8KEm1heF9oaXN0b3J5X3Rva2VucxgRIAEoA0gOiAEBQgwKCl9tYXhfc3RlcHNCEQoPX21heF90b29sX2NhbGxzQhMKEV9tYXhfdG90YWxfdG9rZW5zQhUKE19tYXhfY29zdF9taWNyb191c2RCGgoYX21heF9wYXJhbGxlbF90b29sX2NhbGxzQhgKFl9tYXhfbGVuZ3RoX3JlY292ZXJpZXNCFAoSX3Rvb2xfb3V0cHV0X2xpbmVzQhQKEl90b29sX291dHB1dF9ieXRlc0INCgtfbWF4X2V2ZW50c0IQCg5fbWF4X2xvZ19ieXRlc0IXChVfbWF4X2hpc3RvcnlfbWVzc2FnZXNCDAoKX21heF9kZXB0aEIPCg1fbWF4X2NoaWxkcmVuQhgKFl9tYXhfcGFyYWxsZWxfY2hpbGRyZW5CFQoTX21heF9oaXN0b3J5X3Rva2VucyJ7CghEb29tTG9vcBIpCgZhY3Rpb24YASABKA4yGS5iZWhlc3QudjEuRG9vbUxvb3BBY3Rpb24SFAoHcmVwZWF0cxgCIAEoBUgAiAEBEhUKCHdhcm5pbmdzGAMgASgFSAGIAQFCCgoIX3JlcGVhdHNCCwoJX3dhcm5pbmdzIssBCgdCdWRnZXRzEhYKCW1heF9zdGVwcxgBIAEoBUgAiAEBEhsKDm1heF90b29sX2NhbGxzGAIgASgFSAGIAQESHQoQbWF4X3RvdGFsX3Rva2VucxgDIAEoA0gCiAEBEh8KEm1heF9jb3N0X21pY3JvX3VzZBgEIAEoA0gDiAEBQgwKCl9tYXhfc3RlcHNCEQoPX21heF90b29sX2NhbGxzQhMKEV9tYXhfdG90YWxfdG9rZW5zQhUKE19tYXhfY29zdF9taWNyb191c2QiygEKDlBlcm1pc3Npb25SdWxlEgwKBHRvb2wYASABKAkSOwoJYXJndW1lbnRzGAIgAygLMiguYmVoZXN0LnYxLlBlcm1pc3Npb25SdWxlLkFyZ3VtZW50c0VudHJ5EisKBmFjdGlvbhgDIAEoDjIbLmJlaGVzdC52MS5QZXJtaXNzaW9uQWN0aW9uEg4KBnJlYXNvbhgEIAEoCRowCg5Bcmd1bWVudHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBKoIBCg5Eb29tTG9vcEFjdGlvbhIgChxET09NX0xPT1BfQUNUSU9OX1VOU1BFQ0lGSUVEEAASGQoVRE9PTV9MT09QX0FDVElPTl9TVE9QEAESGQoVRE9PTV9MT09QX0FDVElPTl9XQVJOEAISGAoURE9PTV9MT09QX0FDVElPTl9PRkYQAyqJAQoQUGVybWlzc2lvbkFjdGlvbhIhCh1QRVJNSVNTSU9OX0FDVElPTl9VTlNQRUNJRklFRBAAEhsKF1BFUk1JU1NJT05fQUNUSU9OX0FMTE9XEAESGQoVUEVSTUlTU0lPTl9BQ1RJT05fQVNLEAISGgoWUEVSTUlTU0lPTl9BQ1RJT05fREVOWRADYgZwcm90bzM", [file_behest_v1_chat, file_behest_v1_context, file_behest_v1_graph, file_behest_v1_model, file_behest_v1_tool, file_google_protobuf_duration]);
 
 /**
  * RunDefinition is everything that a run is pinned to when it is created. It is named by the SHA-256 of its bytes, so
@@ -192,6 +194,21 @@ export type RunDefinition = Message<"behest.v1.RunDefinition"> & {
    * @generated from field: repeated string emulating_models = 25;
    */
   emulatingModels: string[];
+
+  /**
+   * The reasoning graph that the run follows, with every operator that its nodes name. Unset: the run is a loop of model
+   * and tools.
+   *
+   * @generated from field: behest.v1.Graph graph = 26;
+   */
+  graph?: Graph | undefined;
+
+  /**
+   * The models that nodes of the graph name, beside models.
+   *
+   * @generated from field: repeated behest.v1.PinnedModel node_models = 27;
+   */
+  nodeModels: PinnedModel[];
 };
 
 /**
@@ -200,6 +217,48 @@ export type RunDefinition = Message<"behest.v1.RunDefinition"> & {
  */
 export const RunDefinitionSchema: GenMessage<RunDefinition> = /*@__PURE__*/
   messageDesc(file_behest_v1_definition, 0);
+
+/**
+ * PinnedModel is a model as it was when a run was created.
+ *
+ * @generated from message behest.v1.PinnedModel
+ */
+export type PinnedModel = Message<"behest.v1.PinnedModel"> & {
+  /**
+   * The model, "provider/name".
+   *
+   * @generated from field: string endpoint = 1;
+   */
+  endpoint: string;
+
+  /**
+   * Its price.
+   *
+   * @generated from field: behest.v1.Price price = 2;
+   */
+  price?: Price | undefined;
+
+  /**
+   * What fits into it.
+   *
+   * @generated from field: behest.v1.ModelLimits limits = 3;
+   */
+  limits?: ModelLimits | undefined;
+
+  /**
+   * Whether it is told the form of its answers in its instructions, since it cannot be made to keep to it.
+   *
+   * @generated from field: bool is_emulating = 4;
+   */
+  isEmulating: boolean;
+};
+
+/**
+ * Describes the message behest.v1.PinnedModel.
+ * Use `create(PinnedModelSchema)` to create a new message.
+ */
+export const PinnedModelSchema: GenMessage<PinnedModel> = /*@__PURE__*/
+  messageDesc(file_behest_v1_definition, 1);
 
 /**
  * ToolScope is a choice of tools.
@@ -220,7 +279,7 @@ export type ToolScope = Message<"behest.v1.ToolScope"> & {
  * Use `create(ToolScopeSchema)` to create a new message.
  */
 export const ToolScopeSchema: GenMessage<ToolScope> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 1);
+  messageDesc(file_behest_v1_definition, 2);
 
 /**
  * PermissionScope is everything by which one run's calls are judged.
@@ -255,7 +314,7 @@ export type PermissionScope = Message<"behest.v1.PermissionScope"> & {
  * Use `create(PermissionScopeSchema)` to create a new message.
  */
 export const PermissionScopeSchema: GenMessage<PermissionScope> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 2);
+  messageDesc(file_behest_v1_definition, 3);
 
 /**
  * Compaction says when and how the oldest part of a conversation is summarised, for the model only. An unset field of
@@ -341,7 +400,7 @@ export type Compaction = Message<"behest.v1.Compaction"> & {
  * Use `create(CompactionSchema)` to create a new message.
  */
 export const CompactionSchema: GenMessage<Compaction> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 3);
+  messageDesc(file_behest_v1_definition, 4);
 
 /**
  * PinnedCompaction is what a run is pinned to.
@@ -376,7 +435,7 @@ export type PinnedCompaction = Message<"behest.v1.PinnedCompaction"> & {
  * Use `create(PinnedCompactionSchema)` to create a new message.
  */
 export const PinnedCompactionSchema: GenMessage<PinnedCompaction> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 4);
+  messageDesc(file_behest_v1_definition, 5);
 
 /**
  * Pruning says which old outputs of tools the model sees no more: a line that names the output takes their place. They
@@ -419,7 +478,7 @@ export type Pruning = Message<"behest.v1.Pruning"> & {
  * Use `create(PruningSchema)` to create a new message.
  */
 export const PruningSchema: GenMessage<Pruning> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 5);
+  messageDesc(file_behest_v1_definition, 6);
 
 /**
  * Limits bound one run. An unset field has its default in an agent and is always set in a definition.
@@ -552,7 +611,7 @@ export type Limits = Message<"behest.v1.Limits"> & {
  * Use `create(LimitsSchema)` to create a new message.
  */
 export const LimitsSchema: GenMessage<Limits> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 6);
+  messageDesc(file_behest_v1_definition, 7);
 
 /**
  * DoomLoop says when repeated tool calls end a run.
@@ -587,7 +646,7 @@ export type DoomLoop = Message<"behest.v1.DoomLoop"> & {
  * Use `create(DoomLoopSchema)` to create a new message.
  */
 export const DoomLoopSchema: GenMessage<DoomLoop> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 7);
+  messageDesc(file_behest_v1_definition, 8);
 
 /**
  * Budgets lower a run's limits for one request; they never raise them. An unset field leaves the limit as it is.
@@ -629,7 +688,7 @@ export type Budgets = Message<"behest.v1.Budgets"> & {
  * Use `create(BudgetsSchema)` to create a new message.
  */
 export const BudgetsSchema: GenMessage<Budgets> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 8);
+  messageDesc(file_behest_v1_definition, 9);
 
 /**
  * PermissionRule says what becomes of calls that match it. Within a list the last match wins.
@@ -674,7 +733,7 @@ export type PermissionRule = Message<"behest.v1.PermissionRule"> & {
  * Use `create(PermissionRuleSchema)` to create a new message.
  */
 export const PermissionRuleSchema: GenMessage<PermissionRule> = /*@__PURE__*/
-  messageDesc(file_behest_v1_definition, 9);
+  messageDesc(file_behest_v1_definition, 10);
 
 /**
  * DoomLoopAction says what happens when a doom loop is detected. Clients must tolerate values they do not know.

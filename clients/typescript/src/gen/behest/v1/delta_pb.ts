@@ -17,10 +17,10 @@ export const file_behest_v1_delta: GenFile = /*@__PURE__*/
   fileDesc("ChViZWhlc3QvdjEvZGVsdGEucHJvdG8SCWJlaGVzdC52MSLeAQoFRGVsdGESDAoEc3RlcBgBIAEoBRIPCgdhdHRlbXB0GAIgASgFEg8KB2NhbGxfaWQYAyABKAkSDAoEcGFydBgEIAEoBRINCgVpbmRleBgFIAEoAxIOCgR0ZXh0GAYgASgJSAASEwoJcmVhc29uaW5nGAcgASgJSAASLQoJdG9vbF9jYWxsGAggASgLMhguYmVoZXN0LnYxLlRvb2xDYWxsRGVsdGFIABIsCg10b29sX3Byb2dyZXNzGAkgASgLMhMuYmVoZXN0LnYxLlByb2dyZXNzSABCBgoEa2luZGIGcHJvdG8z", [file_behest_v1_chat_service, file_behest_v1_tool]);
 
 /**
- * Delta is a volatile piece of what goes on in the open step: model output and tool progress as they are made. Deltas
- * have no sequence and are never stored; the committed event repeats the whole. A new stream sends the open step from
- * its start, and a client discards what it held of it; it also discards the deltas of an attempt when a higher attempt of
- * the step appears.
+ * Delta is a volatile piece of what goes on in an open step: model output and tool progress as they are made. Deltas
+ * have no sequence and are never stored; the committed event repeats the whole. A new stream sends the open steps from
+ * their start, and a client discards what it held of them; it also discards the deltas of an attempt when a higher
+ * attempt of the step appears. Nodes of a reasoning graph have steps open beside each other.
  *
  * @generated from message behest.v1.Delta
  */

@@ -2,16 +2,22 @@
 // @generated from file behest/v1/run.proto (package behest.v1, syntax proto3)
 /* eslint-disable */
 
-import type { GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
-import { fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
+import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
+import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
 import type { ApprovalRequested } from "./approval_event_pb.js";
 import { file_behest_v1_approval_event } from "./approval_event_pb.js";
+import type { Graph } from "./graph_pb.js";
+import { file_behest_v1_graph } from "./graph_pb.js";
 import type { Message as Message$1, ToolCall } from "./message_pb.js";
 import { file_behest_v1_message } from "./message_pb.js";
+import type { NodeOutcome, NodeSkipped, NodeStarted } from "./node_event_pb.js";
+import { file_behest_v1_node_event } from "./node_event_pb.js";
 import type { ForkedFrom, ParentRun } from "./run_event_pb.js";
 import { file_behest_v1_run_event } from "./run_event_pb.js";
 import type { RunOutput, RunState, WaitReason } from "./run_state_pb.js";
 import { file_behest_v1_run_state } from "./run_state_pb.js";
+import type { Task, TaskDelta } from "./task_pb.js";
+import { file_behest_v1_task } from "./task_pb.js";
 import type { Usage } from "./usage_pb.js";
 import { file_behest_v1_usage } from "./usage_pb.js";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
@@ -24,7 +30,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/run.proto.
  */
 export const file_behest_v1_run: GenFile = /*@__PURE__*/
-  fileDesc("ChNiZWhlc3QvdjEvcnVuLnByb3RvEgliZWhlc3QudjEi9QYKA1J1bhIKCgJpZBgBIAEoCRISCgpzZXNzaW9uX2lkGAIgASgJEhAKCGFnZW50X2lkGAMgASgJEhUKDWFnZW50X3ZlcnNpb24YBCABKAMSIgoFc3RhdGUYBSABKA4yEy5iZWhlc3QudjEuUnVuU3RhdGUSIAoEd2FpdBgGIAEoCzISLmJlaGVzdC52MS5SdW5XYWl0Eg4KBm1vZGVscxgHIAMoCRIqCgZsYWJlbHMYCCADKAsyGi5iZWhlc3QudjEuUnVuLkxhYmVsc0VudHJ5Ei8KC2NyZWF0ZV90aW1lGAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpzdGFydF90aW1lGAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghlbmRfdGltZRgLIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZGVhZGxpbmUYDCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBXN0ZXBzGA0gASgFEhIKCnRvb2xfY2FsbHMYDiABKAUSHwoFdXNhZ2UYDyABKAsyEC5iZWhlc3QudjEuVXNhZ2USJAoGb3V0cHV0GBAgASgLMhQuYmVoZXN0LnYxLlJ1bk91dHB1dBIhCgVlcnJvchgRIAEoCzISLmdvb2dsZS5ycGMuU3RhdHVzEhUKDWhlYWRfc2VxdWVuY2UYEiABKAQSDQoFZXBvY2gYEyABKAQSFQoNc2Vzc2lvbl9pbmRleBgUIAEoBBISCgpyZXF1ZXN0X2lkGBUgASgJEhEKCXByaW5jaXBhbBgWIAEoCRIqCgtmb3JrZWRfZnJvbRgXIAEoCzIVLmJlaGVzdC52MS5Gb3JrZWRGcm9tEiQKBnBhcmVudBgYIAEoCzIULmJlaGVzdC52MS5QYXJlbnRSdW4SFwoPZGVmaW5pdGlvbl9oYXNoGBkgASgMEiQKCG1lc3NhZ2VzGBogAygLMhIuYmVoZXN0LnYxLk1lc3NhZ2USNQoRcGVuZGluZ19hcHByb3ZhbHMYGyADKAsyGi5iZWhlc3QudjEuUGVuZGluZ0FwcHJvdmFsGi0KC0xhYmVsc0VudHJ5EgsKA2tleRgBIAEoCRINCgV2YWx1ZRgCIAEoCToCOAEiWwoHUnVuV2FpdBIlCgZyZWFzb24YASABKA4yFS5iZWhlc3QudjEuV2FpdFJlYXNvbhIpCgV1bnRpbBgCIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiYwoPUGVuZGluZ0FwcHJvdmFsEiEKBGNhbGwYASABKAsyEy5iZWhlc3QudjEuVG9vbENhbGwSLQoHcmVxdWVzdBgCIAEoCzIcLmJlaGVzdC52MS5BcHByb3ZhbFJlcXVlc3RlZGIGcHJvdG8z", [file_behest_v1_approval_event, file_behest_v1_message, file_behest_v1_run_event, file_behest_v1_run_state, file_behest_v1_usage, file_google_protobuf_timestamp, file_google_rpc_status]);
+  fileDesc("ChNiZWhlc3QvdjEvcnVuLnByb3RvEgliZWhlc3QudjEingcKA1J1bhIKCgJpZBgBIAEoCRISCgpzZXNzaW9uX2lkGAIgASgJEhAKCGFnZW50X2lkGAMgASgJEhUKDWFnZW50X3ZlcnNpb24YBCABKAMSIgoFc3RhdGUYBSABKA4yEy5iZWhlc3QudjEuUnVuU3RhdGUSIAoEd2FpdBgGIAEoCzISLmJlaGVzdC52MS5SdW5XYWl0Eg4KBm1vZGVscxgHIAMoCRIqCgZsYWJlbHMYCCADKAsyGi5iZWhlc3QudjEuUnVuLkxhYmVsc0VudHJ5Ei8KC2NyZWF0ZV90aW1lGAkgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIuCgpzdGFydF90aW1lGAogASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghlbmRfdGltZRgLIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXASLAoIZGVhZGxpbmUYDCABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEg0KBXN0ZXBzGA0gASgFEhIKCnRvb2xfY2FsbHMYDiABKAUSHwoFdXNhZ2UYDyABKAsyEC5iZWhlc3QudjEuVXNhZ2USJAoGb3V0cHV0GBAgASgLMhQuYmVoZXN0LnYxLlJ1bk91dHB1dBIhCgVlcnJvchgRIAEoCzISLmdvb2dsZS5ycGMuU3RhdHVzEhUKDWhlYWRfc2VxdWVuY2UYEiABKAQSDQoFZXBvY2gYEyABKAQSFQoNc2Vzc2lvbl9pbmRleBgUIAEoBBISCgpyZXF1ZXN0X2lkGBUgASgJEhEKCXByaW5jaXBhbBgWIAEoCRIqCgtmb3JrZWRfZnJvbRgXIAEoCzIVLmJlaGVzdC52MS5Gb3JrZWRGcm9tEiQKBnBhcmVudBgYIAEoCzIULmJlaGVzdC52MS5QYXJlbnRSdW4SFwoPZGVmaW5pdGlvbl9oYXNoGBkgASgMEiQKCG1lc3NhZ2VzGBogAygLMhIuYmVoZXN0LnYxLk1lc3NhZ2USNQoRcGVuZGluZ19hcHByb3ZhbHMYGyADKAsyGi5iZWhlc3QudjEuUGVuZGluZ0FwcHJvdmFsEicKCXJlYXNvbmluZxgcIAEoCzIULmJlaGVzdC52MS5SZWFzb25pbmcaLQoLTGFiZWxzRW50cnkSCwoDa2V5GAEgASgJEg0KBXZhbHVlGAIgASgJOgI4ASKtAQoJUmVhc29uaW5nEh8KBWdyYXBoGAEgASgLMhAuYmVoZXN0LnYxLkdyYXBoEiQKBnZpc2l0cxgCIAMoCzIULmJlaGVzdC52MS5Ob2RlVmlzaXQSJwoHc2tpcHBlZBgDIAMoCzIWLmJlaGVzdC52MS5Ob2RlU2tpcHBlZBIdCgR0YXNrGAQgASgLMg8uYmVoZXN0LnYxLlRhc2sSEQoJaXRlcmF0aW9uGAUgASgFIuUCCglOb2RlVmlzaXQSJwoHc3RhcnRlZBgBIAEoCzIWLmJlaGVzdC52MS5Ob2RlU3RhcnRlZBIjCgVzdGF0ZRgCIAEoDjIULmJlaGVzdC52MS5Ob2RlU3RhdGUSJwoHb3V0Y29tZRgDIAEoDjIWLmJlaGVzdC52MS5Ob2RlT3V0Y29tZRISCgVzY29yZRgEIAEoAUgAiAEBEg4KBnJlYXNvbhgFIAEoCRIPCgdtZXNzYWdlGAYgASgJEi4KCnN0YXJ0X3RpbWUYByABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wEiwKCGVuZF90aW1lGAggASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIfCgV1c2FnZRgJIAEoCzIQLmJlaGVzdC52MS5Vc2FnZRIjCgVkZWx0YRgKIAEoCzIULmJlaGVzdC52MS5UYXNrRGVsdGFCCAoGX3Njb3JlIlsKB1J1bldhaXQSJQoGcmVhc29uGAEgASgOMhUuYmVoZXN0LnYxLldhaXRSZWFzb24SKQoFdW50aWwYAiABKAsyGi5nb29nbGUucHJvdG9idWYuVGltZXN0YW1wImMKD1BlbmRpbmdBcHByb3ZhbBIhCgRjYWxsGAEgASgLMhMuYmVoZXN0LnYxLlRvb2xDYWxsEi0KB3JlcXVlc3QYAiABKAsyHC5iZWhlc3QudjEuQXBwcm92YWxSZXF1ZXN0ZWQqiAEKCU5vZGVTdGF0ZRIaChZOT0RFX1NUQVRFX1VOU1BFQ0lGSUVEEAASFgoSTk9ERV9TVEFURV9SVU5OSU5HEAESGAoUTk9ERV9TVEFURV9DT01QTEVURUQQAhIVChFOT0RFX1NUQVRFX0ZBSUxFRBADEhYKEk5PREVfU1RBVEVfU0tJUFBFRBAEYgZwcm90bzM", [file_behest_v1_approval_event, file_behest_v1_graph, file_behest_v1_message, file_behest_v1_node_event, file_behest_v1_run_event, file_behest_v1_run_state, file_behest_v1_task, file_behest_v1_usage, file_google_protobuf_timestamp, file_google_rpc_status]);
 
 /**
  * Run is the execution of one order on a session by an agent. Its log is the truth; this is the fold of it.
@@ -220,6 +226,13 @@ export type Run = Message<"behest.v1.Run"> & {
    * @generated from field: repeated behest.v1.PendingApproval pending_approvals = 27;
    */
   pendingApprovals: PendingApproval[];
+
+  /**
+   * How far its reasoning graph is. Unset: it has none. Filled by GetRun only.
+   *
+   * @generated from field: behest.v1.Reasoning reasoning = 28;
+   */
+  reasoning?: Reasoning | undefined;
 };
 
 /**
@@ -228,6 +241,139 @@ export type Run = Message<"behest.v1.Run"> & {
  */
 export const RunSchema: GenMessage<Run> = /*@__PURE__*/
   messageDesc(file_behest_v1_run, 0);
+
+/**
+ * Reasoning says how far the graph of a run is.
+ *
+ * @generated from message behest.v1.Reasoning
+ */
+export type Reasoning = Message<"behest.v1.Reasoning"> & {
+  /**
+   * The graph.
+   *
+   * @generated from field: behest.v1.Graph graph = 1;
+   */
+  graph?: Graph | undefined;
+
+  /**
+   * The visits of its nodes, in the order in which they began.
+   *
+   * @generated from field: repeated behest.v1.NodeVisit visits = 2;
+   */
+  visits: NodeVisit[];
+
+  /**
+   * The nodes that were left out before they began.
+   *
+   * @generated from field: repeated behest.v1.NodeSkipped skipped = 3;
+   */
+  skipped: NodeSkipped[];
+
+  /**
+   * The task as the visit left it that ended last in the run's own graph; at the end, the task that the run came to.
+   *
+   * @generated from field: behest.v1.Task task = 4;
+   */
+  task?: Task | undefined;
+
+  /**
+   * The round of the run's own graph, from 1.
+   *
+   * @generated from field: int32 iteration = 5;
+   */
+  iteration: number;
+};
+
+/**
+ * Describes the message behest.v1.Reasoning.
+ * Use `create(ReasoningSchema)` to create a new message.
+ */
+export const ReasoningSchema: GenMessage<Reasoning> = /*@__PURE__*/
+  messageDesc(file_behest_v1_run, 1);
+
+/**
+ * NodeVisit is one visit of a node.
+ *
+ * @generated from message behest.v1.NodeVisit
+ */
+export type NodeVisit = Message<"behest.v1.NodeVisit"> & {
+  /**
+   * How it began.
+   *
+   * @generated from field: behest.v1.NodeStarted started = 1;
+   */
+  started?: NodeStarted | undefined;
+
+  /**
+   * Where it is.
+   *
+   * @generated from field: behest.v1.NodeState state = 2;
+   */
+  state: NodeState;
+
+  /**
+   * What came of it. Set when COMPLETED.
+   *
+   * @generated from field: behest.v1.NodeOutcome outcome = 3;
+   */
+  outcome: NodeOutcome;
+
+  /**
+   * How good it is, from 0 to 1. Unset: not judged.
+   *
+   * @generated from field: optional double score = 4;
+   */
+  score?: number | undefined;
+
+  /**
+   * Why it came to nothing, a name of ErrorReason. Set when FAILED.
+   *
+   * @generated from field: string reason = 5;
+   */
+  reason: string;
+
+  /**
+   * What happened, for people.
+   *
+   * @generated from field: string message = 6;
+   */
+  message: string;
+
+  /**
+   * When it began.
+   *
+   * @generated from field: google.protobuf.Timestamp start_time = 7;
+   */
+  startTime?: Timestamp | undefined;
+
+  /**
+   * When it ended. Unset before.
+   *
+   * @generated from field: google.protobuf.Timestamp end_time = 8;
+   */
+  endTime?: Timestamp | undefined;
+
+  /**
+   * What it consumed so far.
+   *
+   * @generated from field: behest.v1.Usage usage = 9;
+   */
+  usage?: Usage | undefined;
+
+  /**
+   * What it added to the task.
+   *
+   * @generated from field: behest.v1.TaskDelta delta = 10;
+   */
+  delta?: TaskDelta | undefined;
+};
+
+/**
+ * Describes the message behest.v1.NodeVisit.
+ * Use `create(NodeVisitSchema)` to create a new message.
+ */
+export const NodeVisitSchema: GenMessage<NodeVisit> = /*@__PURE__*/
+  messageDesc(file_behest_v1_run, 2);
 
 /**
  * RunWait says what a run waits for.
@@ -255,7 +401,7 @@ export type RunWait = Message<"behest.v1.RunWait"> & {
  * Use `create(RunWaitSchema)` to create a new message.
  */
 export const RunWaitSchema: GenMessage<RunWait> = /*@__PURE__*/
-  messageDesc(file_behest_v1_run, 1);
+  messageDesc(file_behest_v1_run, 3);
 
 /**
  * PendingApproval is an approval request as its run shows it.
@@ -283,5 +429,53 @@ export type PendingApproval = Message<"behest.v1.PendingApproval"> & {
  * Use `create(PendingApprovalSchema)` to create a new message.
  */
 export const PendingApprovalSchema: GenMessage<PendingApproval> = /*@__PURE__*/
-  messageDesc(file_behest_v1_run, 2);
+  messageDesc(file_behest_v1_run, 4);
+
+/**
+ * NodeState says where a visit of a node is. Clients must tolerate values they do not know.
+ *
+ * @generated from enum behest.v1.NodeState
+ */
+export enum NodeState {
+  /**
+   * Never sent.
+   *
+   * @generated from enum value: NODE_STATE_UNSPECIFIED = 0;
+   */
+  UNSPECIFIED = 0,
+
+  /**
+   * It is at work.
+   *
+   * @generated from enum value: NODE_STATE_RUNNING = 1;
+   */
+  RUNNING = 1,
+
+  /**
+   * It ended well.
+   *
+   * @generated from enum value: NODE_STATE_COMPLETED = 2;
+   */
+  COMPLETED = 2,
+
+  /**
+   * It came to nothing.
+   *
+   * @generated from enum value: NODE_STATE_FAILED = 3;
+   */
+  FAILED = 3,
+
+  /**
+   * It was stopped.
+   *
+   * @generated from enum value: NODE_STATE_SKIPPED = 4;
+   */
+  SKIPPED = 4,
+}
+
+/**
+ * Describes the enum behest.v1.NodeState.
+ */
+export const NodeStateSchema: GenEnum<NodeState> = /*@__PURE__*/
+  enumDesc(file_behest_v1_run, 0);
 

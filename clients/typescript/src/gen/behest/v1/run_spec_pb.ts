@@ -8,10 +8,14 @@ import type { ResponseFormat, Sampling, ToolChoice } from "./chat_pb.js";
 import { file_behest_v1_chat } from "./chat_pb.js";
 import type { Budgets } from "./definition_pb.js";
 import { file_behest_v1_definition } from "./definition_pb.js";
+import type { Graph, StrategyChoice } from "./graph_pb.js";
+import { file_behest_v1_graph } from "./graph_pb.js";
 import type { Part } from "./message_pb.js";
 import { file_behest_v1_message } from "./message_pb.js";
 import type { SessionPolicy } from "./run_state_pb.js";
 import { file_behest_v1_run_state } from "./run_state_pb.js";
+import type { Task } from "./task_pb.js";
+import { file_behest_v1_task } from "./task_pb.js";
 import type { Duration } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_duration } from "@bufbuild/protobuf/wkt";
 import type { Message } from "@bufbuild/protobuf";
@@ -20,7 +24,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file behest/v1/run_spec.proto.
  */
 export const file_behest_v1_run_spec: GenFile = /*@__PURE__*/
-  fileDesc("ChhiZWhlc3QvdjEvcnVuX3NwZWMucHJvdG8SCWJlaGVzdC52MSK/BAoHUnVuU3BlYxISCgpzZXNzaW9uX2lkGAEgASgJEhAKCGFnZW50X2lkGAIgASgJEh4KBWlucHV0GAMgAygLMg8uYmVoZXN0LnYxLlBhcnQSDQoFbW9kZWwYBCABKAkSDQoFdG9vbHMYBSADKAkSKgoLdG9vbF9jaG9pY2UYBiABKAsyFS5iZWhlc3QudjEuVG9vbENob2ljZRIlCghzYW1wbGluZxgHIAEoCzITLmJlaGVzdC52MS5TYW1wbGluZxIyCg9yZXNwb25zZV9mb3JtYXQYCCABKAsyGS5iZWhlc3QudjEuUmVzcG9uc2VGb3JtYXQSGgoSb3V0cHV0X3NjaGVtYV9qc29uGAkgASgJEiMKB2J1ZGdldHMYCiABKAsyEi5iZWhlc3QudjEuQnVkZ2V0cxIqCgd0aW1lb3V0GAsgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjAKDnNlc3Npb25fcG9saWN5GAwgASgOMhguYmVoZXN0LnYxLlNlc3Npb25Qb2xpY3kSLgoGbGFiZWxzGA0gAygLMh4uYmVoZXN0LnYxLlJ1blNwZWMuTGFiZWxzRW50cnkSDgoGcnVuX2lkGA4gASgJEhwKFGNhbmNlbF9vbl9kaXNjb25uZWN0GA8gASgIEh0KFXByb3ZpZGVyX29wdGlvbnNfanNvbhgQIAEoCRotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBYgZwcm90bzM", [file_behest_v1_chat, file_behest_v1_definition, file_behest_v1_message, file_behest_v1_run_state, file_google_protobuf_duration]);
+  fileDesc("ChhiZWhlc3QvdjEvcnVuX3NwZWMucHJvdG8SCWJlaGVzdC52MSLVBQoHUnVuU3BlYxISCgpzZXNzaW9uX2lkGAEgASgJEhAKCGFnZW50X2lkGAIgASgJEh4KBWlucHV0GAMgAygLMg8uYmVoZXN0LnYxLlBhcnQSDQoFbW9kZWwYBCABKAkSDQoFdG9vbHMYBSADKAkSKgoLdG9vbF9jaG9pY2UYBiABKAsyFS5iZWhlc3QudjEuVG9vbENob2ljZRIlCghzYW1wbGluZxgHIAEoCzITLmJlaGVzdC52MS5TYW1wbGluZxIyCg9yZXNwb25zZV9mb3JtYXQYCCABKAsyGS5iZWhlc3QudjEuUmVzcG9uc2VGb3JtYXQSGgoSb3V0cHV0X3NjaGVtYV9qc29uGAkgASgJEiMKB2J1ZGdldHMYCiABKAsyEi5iZWhlc3QudjEuQnVkZ2V0cxIqCgd0aW1lb3V0GAsgASgLMhkuZ29vZ2xlLnByb3RvYnVmLkR1cmF0aW9uEjAKDnNlc3Npb25fcG9saWN5GAwgASgOMhguYmVoZXN0LnYxLlNlc3Npb25Qb2xpY3kSLgoGbGFiZWxzGA0gAygLMh4uYmVoZXN0LnYxLlJ1blNwZWMuTGFiZWxzRW50cnkSDgoGcnVuX2lkGA4gASgJEhwKFGNhbmNlbF9vbl9kaXNjb25uZWN0GA8gASgIEh0KFXByb3ZpZGVyX29wdGlvbnNfanNvbhgQIAEoCRIQCghncmFwaF9pZBgRIAEoCRIVCg1ncmFwaF92ZXJzaW9uGBIgASgDEh8KBWdyYXBoGBMgASgLMhAuYmVoZXN0LnYxLkdyYXBoEisKCHN0cmF0ZWd5GBQgASgLMhkuYmVoZXN0LnYxLlN0cmF0ZWd5Q2hvaWNlEh0KBHRhc2sYFSABKAsyDy5iZWhlc3QudjEuVGFzaxotCgtMYWJlbHNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBYgZwcm90bzM", [file_behest_v1_chat, file_behest_v1_definition, file_behest_v1_graph, file_behest_v1_message, file_behest_v1_run_state, file_behest_v1_task, file_google_protobuf_duration]);
 
 /**
  * RunSpec is an order: what a new run is to do and how.
@@ -140,6 +144,43 @@ export type RunSpec = Message<"behest.v1.RunSpec"> & {
    * @generated from field: string provider_options_json = 16;
    */
   providerOptionsJson: string;
+
+  /**
+   * A reasoning graph to run in the place of the loop of model and tools, by its id. At most one of graph_id, graph and
+   * strategy is set; none: the agent's.
+   *
+   * @generated from field: string graph_id = 17;
+   */
+  graphId: string;
+
+  /**
+   * The version of that graph. 0: the newest.
+   *
+   * @generated from field: int64 graph_version = 18;
+   */
+  graphVersion: bigint;
+
+  /**
+   * A reasoning graph to run, whole.
+   *
+   * @generated from field: behest.v1.Graph graph = 19;
+   */
+  graph?: Graph | undefined;
+
+  /**
+   * A strategy to run.
+   *
+   * @generated from field: behest.v1.StrategyChoice strategy = 20;
+   */
+  strategy?: StrategyChoice | undefined;
+
+  /**
+   * The task that a graph works on, at most 1 MiB. What it leaves empty comes from the order: its text is the goal when
+   * the task has none, else the input. Unset: that alone. Where parts come from is not taken over.
+   *
+   * @generated from field: behest.v1.Task task = 21;
+   */
+  task?: Task | undefined;
 };
 
 /**

@@ -49,7 +49,7 @@ export type ToolCallRecord = Message<"behest.v1.ToolCallRecord"> & {
   sessionId: string;
 
   /**
-   * Id of the message in which the model asked for the call.
+   * Id of the message in which the model asked for the call. Empty: it does the work of a node of a reasoning graph.
    *
    * @generated from field: string message_id = 4;
    */
