@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 
 from behest.v1 import run_service_pb2 as pb
 from behest.v1.message_pb2 import Message, Role
@@ -82,7 +83,7 @@ class Runs:
         if tail is None:
             tail = await self._house.log.tail(call.namespace, created.run_id)
         try:
-            await watch(call, self._watches, tail, 0, driver)
+            await watch(call, self._watches, tail, 0, lambda: driver)
         except asyncio.CancelledError:
             if request.spec.cancel_on_disconnect and not created.replayed and not self._watches.is_draining:
                 seconds = self._house.limits.disconnect_grace_seconds
@@ -93,8 +94,8 @@ class Runs:
         """Watch a run after a sequence."""
         identifier("run_id", request.run_id)
         tail = await self._house.log.tail(call.namespace, request.run_id)
-        driver = self._supervisor.driver(call.namespace, request.run_id)
-        await watch(call, self._watches, tail, request.after_sequence, driver)
+        find = partial(self._supervisor.driver, call.namespace, request.run_id)
+        await watch(call, self._watches, tail, request.after_sequence, find)
 
     async def get_run(self, request: pb.GetRunRequest, call: Call) -> pb.GetRunResponse:
         """Get a run as it is, or as it was."""

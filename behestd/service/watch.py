@@ -7,6 +7,7 @@ otherwise. A watcher holds a position in the log, one in each stretch of deltas 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 
@@ -42,24 +43,36 @@ class Watches:
             cursor.tail.pulse()
 
 
+Find = Callable[[], Driver | None]
+"""Finds the driver of a run that goes on; None while it has none."""
+
+
 class Cursor:
     """A watcher's place in the log and its places in the stretches that are open there, and the making of frames."""
 
-    __slots__ = ("_chain", "_places", "after", "store", "tail")
+    __slots__ = ("_chain", "_find", "_places", "after", "store", "tail")
 
-    def __init__(self, tail: Tail, store: Store, after: int, driver: Driver | None) -> None:
+    def __init__(self, tail: Tail, store: Store, after: int, find: Find) -> None:
         self.tail = tail
         self.store = store
         self.after = after
         self._places: list[Place] = []
         self._chain: Link | None = None
         """That of the last stretch that there is or was a place for; the others follow it."""
+        self._find = find
+        self._join()
+
+    def _join(self) -> None:
+        """Take places in what is open. Right after a start a run may be watched before its driver has taken it up."""
+        driver = self._find()
         if driver is not None:
-            at_work, self._chain = driver.deltas.begin(tail.head)
+            at_work, self._chain = driver.deltas.begin(self.tail.head)
             self._places = [Place(stretch) for stretch in at_work]
 
     async def next(self) -> bytes:
         """Make the next frame and move past it; empty when nothing is new."""
+        if self._chain is None:
+            self._join()
         page = self.tail.read(self.after)
         if page is None:
             # Of a page that deltas go before nothing would be left.
@@ -129,13 +142,15 @@ def _cut(page: Page, after: int, last_sequence: int) -> Page:
     return Page(frames.frame(events), last_sequence)
 
 
-async def watch(call: Call, watches: Watches, tail: Tail, after: int, driver: Driver | None) -> None:
+async def watch(call: Call, watches: Watches, tail: Tail, after: int, find: Find) -> None:
     """Send every event after a sequence, then new ones as they happen; return after the terminal one.
+
+    `find` gives the run's driver, once it is here.
 
     Raises WatchAhead, WatchCompacted, WatchStalled, Draining.
     """
     tail.check(after)
-    cursor = Cursor(tail, watches.store, after, driver)
+    cursor = Cursor(tail, watches.store, after, find)
     watches.cursors.add(cursor)
     try:
         await _follow(call, watches, cursor)

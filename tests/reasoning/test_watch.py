@@ -77,6 +77,8 @@ class Stage:
     spans: dict[Key, tuple[int, int]] = field(default_factory=dict)
     """The last event of the commit that opened a stretch, and the first of the one that closed it, 0 for none."""
     watchers: list[Watcher] = field(default_factory=list)
+    is_here: bool = True
+    """Whether its driver has taken the run up."""
 
     def __post_init__(self) -> None:
         self.deltas = Deltas(self.tail.pulse)
@@ -127,7 +129,8 @@ class Stage:
 
     def watch(self, after: int = 0) -> Watcher:
         """Begin to watch."""
-        cursor = Cursor(self.tail, MemoryStore(), after, self)  # type: ignore[arg-type]  # all it needs of a driver
+        found = lambda: self if self.is_here else None  # noqa: E731  # all that it needs of a driver
+        cursor = Cursor(self.tail, MemoryStore(), after, found)  # type: ignore[arg-type]
         watcher = Watcher(cursor, set(self.open), sequence=after)
         self.watchers.append(watcher)
         return watcher
@@ -172,6 +175,19 @@ async def test_attempts_of_several_nodes_are_told_beside_each_other() -> None:
     late = stage.watch()
     await stage.catch_up(late)
     assert early.told == late.told == {(1, 1): "a0 a1 a2 ", (2, 1): "b0 b1 b2 "}
+
+
+async def test_who_watches_before_the_driver_is_here_is_told_what_is_open_once_it_is() -> None:
+    stage = Stage(graph_run())
+    stage.is_here = False
+    watcher = stage.watch()
+    stage.commit({1: asking(1, 1)})
+    await stage.catch_up(watcher)
+    stage.say((1, 1), "first ")
+    stage.is_here = True
+    stage.say((1, 1), "second")
+    await stage.catch_up(watcher)
+    assert watcher.told == {(1, 1): "first second"}
 
 
 async def test_an_attempt_that_ends_does_not_end_what_others_say() -> None:
