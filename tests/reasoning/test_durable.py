@@ -19,7 +19,7 @@ from tests.reasoning.made_up import graphs
 
 CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large]
 SOME = settings(max_examples=int(os.environ.get("EXAMPLES", "25")), deadline=None, suppress_health_check=CHECKS)
-MANY = settings(max_examples=2_000, deadline=None, suppress_health_check=CHECKS)
+MANY = settings(max_examples=300, deadline=None, suppress_health_check=CHECKS)
 
 
 def says(visit: Visit, turn: int) -> Reply:
@@ -96,8 +96,9 @@ def test_any_graph_comes_to_an_end_within_its_room(graph: Graph, seed: int) -> N
 
 
 @pytest.mark.proof
+@pytest.mark.timeout(1800)
 @MANY
 @given(graphs(is_fair=True), st.integers(1, 2**32))
-def test_the_same_over_thousands_of_graphs(graph: Graph, seed: int) -> None:
+def test_the_same_over_hundreds_of_graphs(graph: Graph, seed: int) -> None:
     holds_from_every_prefix(graph)
     holds_in_any_order(graph, seed)
