@@ -55,6 +55,10 @@ def task(goal: str = "find out", text: str = "the input") -> Task:
     return made
 
 
+ERROR = "error: "
+"""How the text begins of a tool that calls its result an error."""
+
+
 class GraphStage(Stage):
     """One run of a graph. `says` tells what the model of a visit answers in its turn, counted from 1."""
 
@@ -146,7 +150,8 @@ class GraphStage(Stage):
         call = self.run.call(effect.call_id)
         assert call is not None
         text = self.does(call.call.name, call.call.arguments_json)
-        found = ToolResult(call_id=effect.call_id, name=call.call.name)
+        found = ToolResult(call_id=effect.call_id, name=call.call.name, is_error=text.startswith(ERROR))
+        text = text.removeprefix(ERROR)
         found.parts.add().text.text = text
         return self.do(ToolEnded(effect.call_id, effect.attempt, found))
 
