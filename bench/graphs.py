@@ -46,7 +46,7 @@ def chain(count: int) -> Graph:
 
 def order(text: str = "go on", **fields: object) -> pb.StreamRunRequest:
     """An order of one text."""
-    return pb.StreamRunRequest(spec=RunSpec(input=[Part(text=TextPart(text=text))], **fields))  # type: ignore[arg-type]
+    return pb.StreamRunRequest(spec=RunSpec(input=[Part(text=TextPart(text=text))], **fields))  # type: ignore[arg-type]  # names of its fields
 
 
 async def _end(stub: RunServiceStub, request: pb.StreamRunRequest) -> float:

@@ -174,7 +174,7 @@ def _set(message: Message, field: FieldDescriptor, value: Any, place: str) -> No
                 held.append(_scalar(field, each, here))
             else:
                 # A repeated message field: its container makes the message.
-                _fill(held.add(), _checked(each, dict, here), here)  # type: ignore[attr-defined]
+                _fill(held.add(), _checked(each, dict, here), here)  # type: ignore[attr-defined]  # a field of messages
     elif isinstance(held, Duration):
         held.SetInParent()
         held.FromJsonString(_checked(value, str, place))
