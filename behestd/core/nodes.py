@@ -59,7 +59,7 @@ class Scope:
     border: tuple[str, ...] = ()
     """Nodes without a record that follow one that has ended, in the order of the graph; at first the start."""
     answer: int = 0
-    """The visit that answered in the first round, and of those the first in the order of nodes. 0: none yet."""
+    """The first visit that gave an answer. 0: none yet."""
     at_work: tuple[str, ...] = ()
     """The nodes that are at work, in the order in which they began."""
     open: tuple[str, ...] = ()
@@ -310,25 +310,13 @@ def _left(nodes: Nodes, visit: Visit, record: NodeRecord, *, has_answer: bool) -
     number = visit.number
     scope = nodes.scopes[visit.started.scope]
     scope = _with(scope, nodes.shape.at(scope.path), visit.started.node[len(scope.path) :], record)
-    if has_answer and _is_before(nodes, scope, visit):
+    if has_answer and not scope.answer:
         scope = replace(scope, answer=number)
     scopes = {key: other for key, other in nodes.scopes.items() if key != number}
     scopes[scope.visit] = scope
     lanes = {key: lane for key, lane in nodes.lanes.items() if key != number}
     visits = (*nodes.visits[: number - 1], visit, *nodes.visits[number:])
     return replace(nodes, scopes=scopes, lanes=lanes, visits=visits)
-
-
-def _is_before(nodes: Nodes, scope: Scope, visit: Visit) -> bool:
-    """Whether an answer takes the place of the graph's: by round, then by the order of nodes, not by who was faster."""
-    if not scope.answer:
-        return True
-    order = nodes.shape.at(scope.path).order
-    keys = [
-        (one.started.iteration, order[one.started.node[len(scope.path) :]])
-        for one in (visit, nodes.visit(scope.answer))
-    ]
-    return keys[0] < keys[1]
 
 
 def _with(scope: Scope, shape: Shape, name: str, record: NodeRecord) -> Scope:

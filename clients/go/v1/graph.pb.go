@@ -1171,7 +1171,7 @@ type Termination struct {
 	// task holds. Unset = as many as it takes.
 	FixedIterations *int32 `protobuf:"varint,2,opt,name=fixed_iterations,json=fixedIterations,proto3,oneof" json:"fixed_iterations,omitempty"`
 	// Whether the run ends with the first answer, whatever is still at work. Default true; without it the graph is run to
-	// its end, and of several answers that of the earliest round is the run's, then that of the first node.
+	// its end.
 	OnGoalAchieved *bool `protobuf:"varint,3,opt,name=on_goal_achieved,json=onGoalAchieved,proto3,oneof" json:"on_goal_achieved,omitempty"`
 	// Most tokens in all, sent and received. Unset = the run's limit.
 	MaxTotalTokens *int64 `protobuf:"varint,4,opt,name=max_total_tokens,json=maxTotalTokens,proto3,oneof" json:"max_total_tokens,omitempty"`

@@ -636,7 +636,7 @@ class Termination(_message.Message):
     """
     on_goal_achieved: _builtins.bool
     """Whether the run ends with the first answer, whatever is still at work. Default true; without it the graph is run to
-    its end, and of several answers that of the earliest round is the run's, then that of the first node.
+    its end.
     """
     max_total_tokens: _builtins.int
     """Most tokens in all, sent and received. Unset = the run's limit."""

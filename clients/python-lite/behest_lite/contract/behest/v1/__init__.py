@@ -13459,7 +13459,7 @@ class Termination(betterproto2.Message):
     on_goal_achieved: "bool | None" = betterproto2.field(3, betterproto2.TYPE_BOOL, optional=True)
     """
     Whether the run ends with the first answer, whatever is still at work. Default true; without it the graph is run to
-    its end, and of several answers that of the earliest round is the run's, then that of the first node.
+    its end.
     """
 
     max_total_tokens: "int | None" = betterproto2.field(4, betterproto2.TYPE_INT64, optional=True)

@@ -533,7 +533,7 @@ export type Termination = Message<"behest.v1.Termination"> & {
 
   /**
    * Whether the run ends with the first answer, whatever is still at work. Default true; without it the graph is run to
-   * its end, and of several answers that of the earliest round is the run's, then that of the first node.
+   * its end.
    *
    * @generated from field: optional bool on_goal_achieved = 3;
    */
