@@ -56,6 +56,7 @@ class Scope:
     taken: Mapping[int, int] = field(default_factory=dict)
     """How often Loop and Retry edges, by their place from 1, were gone back over since they began anew."""
     iteration: int = 1
+    """The latest round that a node of it is in."""
     border: tuple[str, ...] = ()
     """Nodes without a record that follow one that has ended, in the order of the graph; at first the start."""
     answer: int = 0
@@ -208,7 +209,7 @@ def started(nodes: Nodes, payload: NodeStarted, now_ns: int) -> Nodes:
         scope,
         nodes={**scope.nodes, name: NodeRecord(NodeStatus.RUNNING, payload.visit)},
         border=tuple(other for other in scope.border if other != name),
-        iteration=payload.iteration,
+        iteration=max(scope.iteration, payload.iteration),
         at_work=(*scope.at_work, name),
     )
     scope = _settled(scope, shape)

@@ -277,7 +277,6 @@ def _begin(draft: Draft, scope: Scope, move: Begin) -> None:
     shape = nodes.shape.at(scope.path)
     node = shape.nodes[move.node]
     visit = len(nodes.visits) + 1
-    is_round = bool(move.again) and (not move.edge or shape.edges[move.edge - 1].kind == "loop")
     started = NodeStarted(
         visit=visit,
         node=scope.path + move.node,
@@ -285,7 +284,7 @@ def _begin(draft: Draft, scope: Scope, move: Begin) -> None:
         inputs=move.inputs,
         edge=move.edge,
         again=move.again,
-        iteration=scope.iteration + is_round,
+        iteration=move.iteration,
         operator=node.operator,
     )
     operator = operator_of(shape.graph, node.operator) if node.operator else None

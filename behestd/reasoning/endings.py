@@ -29,7 +29,7 @@ from behestd.core.turn import price_of
 from behestd.core.wanted import is_awaited
 from behestd.reasoning.operators import operator_of
 from behestd.reasoning.prompt import schema
-from behestd.reasoning.schedule import Answered, Ending, Failed
+from behestd.reasoning.schedule import Answered, Completed, Ending, Failed
 
 _OVER = NodeSkipReason.NODE_SKIP_REASON_OVER
 _WAITING = (Phase.NEW, Phase.ASKED, Phase.ALLOWED)
@@ -43,14 +43,18 @@ def finish(draft: Draft, scope: Scope, end: Ending) -> None:
     if isinstance(end, Failed):
         _fail(draft, scope, end)
         return
-    if isinstance(end, Answered):
-        task = nodes.after(end.visit)
-    else:
-        task = merged([nodes.after(one) for one in end.visits] or [_start(nodes, scope)])
+    task = came_to(nodes, scope, end)
     if scope.visit:
         _complete_node(draft, scope.visit, task)
     else:
         draft.note(events.RunCompleted(output=_output(draft.run, task)))
+
+
+def came_to(nodes: Nodes, scope: Scope, end: Answered | Completed) -> TaskState:
+    """The task that a graph came to; what it started from where all that began was in vain."""
+    if isinstance(end, Answered):
+        return nodes.after(end.visit)
+    return merged([nodes.after(visit) for visit in end.visits] or [_start(nodes, scope)])
 
 
 def _at_work(nodes: Nodes, scope: int) -> list[int]:

@@ -77,7 +77,7 @@ NAMES: Mapping[str, Name] = {
     "outcome": Name(str, 'how the node ended: "success", "failure" or "failed"', lambda seen: seen.outcome),
     "attempts": Name(float, "how often the node was visited for its loops and retries", lambda seen: seen.attempts),
     "goal_achieved": Name(bool, "whether the task has an answer", lambda seen: seen.task.is_achieved),
-    "iteration": Name(float, "the round of the graph, from 1", lambda seen: seen.task.iteration),
+    "iteration": Name(float, "the round that the node is in, from 1", lambda seen: seen.task.iteration),
     "domain": Name(str, "the field that the task belongs to", lambda seen: seen.task.domain),
     "facts": Name(float, "how many facts the task has", _count("facts")),
     "constraints": Name(float, "how many constraints it has", _count("constraints")),

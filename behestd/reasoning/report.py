@@ -7,8 +7,9 @@ from behest.v1.run_state_pb2 import RunState
 from behestd.core.nodes import Nodes, NodeStatus, Visit
 from behestd.core.spend import total
 from behestd.core.state import Run
-from behestd.core.task import TaskState, merged, message
+from behestd.core.task import TaskState, message
 from behestd.core.times import timestamp
+from behestd.reasoning.endings import came_to
 from behestd.reasoning.schedule import Answered, Completed, ending
 
 
@@ -48,10 +49,8 @@ def _task(run: Run, nodes: Nodes) -> TaskState:
     """The task that a run came to; before, as the visit left it that ended last in the run's own graph."""
     if run.state == RunState.RUN_STATE_COMPLETED:
         end = ending(nodes.shape, nodes.scopes[0], nodes.after, nodes.score)
-        if isinstance(end, Answered):
-            return nodes.after(end.visit)
-        if isinstance(end, Completed):
-            return merged([nodes.after(visit) for visit in end.visits])
+        if isinstance(end, Answered | Completed):
+            return came_to(nodes, nodes.scopes[0], end)
     own = [visit for visit in nodes.visits if not visit.started.scope and visit.after is not None]
     latest = max(own, key=lambda visit: (visit.end_ns, visit.number), default=None)
     return nodes.after(latest.number) if latest is not None else nodes.task

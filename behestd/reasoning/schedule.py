@@ -31,6 +31,8 @@ class Begin:
     node: str
     inputs: tuple[int, ...]
     """The visits whose tasks it starts from, in this order. Empty: the task that its graph starts from."""
+    iteration: int
+    """The round that it is in."""
     edge: int = 0
     """The Loop or Retry edge that is gone back over, its place from 1."""
     again: tuple[str, ...] = ()
@@ -52,7 +54,7 @@ Move = Begin | Skip
 
 @dataclass(frozen=True)
 class Answered:
-    """The graph ends with the answer of a visit."""
+    """The graph ends with the answer of a visit, which was the first."""
 
     visit: int
 
@@ -74,7 +76,7 @@ class Failed:
     """With the subgraphs that it is in. Empty: it is no node's fault."""
     visit: int = 0
     iteration: int = 0
-    """The round in which it ended."""
+    """The round of what it ended with."""
 
 
 Ending = Answered | Completed | Failed
@@ -131,7 +133,7 @@ def _fault(ways: Ways) -> Failed | None:
         if ways.is_unhandled(name):
             return _node_failed(ways, name)
         edge = ways.back(name)
-        if edge is not None and edge.kind == "loop" and ways.scope.iteration >= rounds(ways.shape.graph):
+        if edge is not None and edge.kind == "loop" and ways.is_last_round(ways.scope.nodes[name]):
             return _too_many(ways)
     return None
 
@@ -139,7 +141,8 @@ def _fault(ways: Ways) -> Failed | None:
 def _node_failed(ways: Ways, name: str) -> Failed:
     path = ways.shape.path + name
     message = f"node {path} failed, and no edge says what follows"
-    return Failed("REASONING_NODE_FAILED", message, path, ways.scope.nodes[name].visit, iteration=ways.scope.iteration)
+    visit = ways.scope.nodes[name].visit
+    return Failed("REASONING_NODE_FAILED", message, path, visit, iteration=ways.after(visit).iteration)
 
 
 def _too_many(ways: Ways) -> Failed:
@@ -154,7 +157,8 @@ def _way_back(ways: Ways, beside: Counter[str]) -> Begin | None:
         edge = ways.back(name)
         if edge is not None and all(beside[source] < ways.width(source) for source in ways.fans(edge.target)):
             visit = ways.scope.nodes[name].visit
-            return Begin(edge.target, (visit,), edge.place, ways.shape.body(edge))
+            iteration = ways.after(visit).iteration + (edge.kind == "loop")
+            return Begin(edge.target, (visit,), iteration, edge.place, ways.shape.body(edge))
     return None
 
 
@@ -197,7 +201,7 @@ def _at_border(ways: Ways, beside: Counter[str], room: int) -> list[Move]:
         elif state is State.TAKEN and full.isdisjoint(fans := ways.fans(name)):
             if has_skipped:
                 break
-            found.append(Begin(name, inputs))
+            found.append(Begin(name, inputs, max((ways.after(visit).iteration for visit in inputs), default=1)))
             room -= 1
             beside = beside + Counter(fans)
             if not room or any(beside[source] >= ways.width(source) for source in fans):
@@ -208,10 +212,11 @@ def _at_border(ways: Ways, beside: Counter[str], room: int) -> list[Move]:
 def _next_round(ways: Ways) -> list[Move]:
     """Begin again where the graph says so, when it has run through and a round is left."""
     graph, scope = ways.shape.graph, ways.scope
-    is_done = bool(scope.answer) and not is_fixed(graph)
-    if not graph.loop_start or is_done or scope.iteration >= rounds(graph) or _dead_end(ways) is not None:
+    if not graph.loop_start or scope.iteration >= rounds(graph) or _dead_end(ways) is not None:
         return []
-    return [Begin(graph.loop_start, ways.ends(), again=ways.shape.below(graph.loop_start))]
+    if ways.has_answer() and not is_fixed(graph):
+        return []
+    return [Begin(graph.loop_start, ways.ends(), scope.iteration + 1, again=ways.shape.below(graph.loop_start))]
 
 
 def _at_end(ways: Ways) -> Ending:
@@ -219,10 +224,8 @@ def _at_end(ways: Ways) -> Ending:
     graph, scope = ways.shape.graph, ways.scope
     if (dead_end := _dead_end(ways)) is not None:
         return dead_end
-    if is_fixed(graph):
+    if is_fixed(graph) or ways.has_answer():
         return Completed(ways.ends())
-    if scope.answer:
-        return Answered(scope.answer)
     if graph.loop_start:
         return _too_many(ways)
     message = "the graph has run to its end, and no node has answered"
@@ -231,5 +234,5 @@ def _at_end(ways: Ways) -> Ending:
 
 def _dead_end(ways: Ways) -> Failed | None:
     """The failure for which the graph came to nothing: all that a node waited for have failed, and nobody answered."""
-    name = "" if ways.scope.answer else ways.dead_end()
+    name = "" if ways.has_answer() else ways.dead_end()
     return _node_failed(ways, name) if name else None

@@ -56,7 +56,7 @@ class Ways:
         self.shape = shape
         self.scope = scope
         self._nodes = scope.nodes
-        self._after = after
+        self.after = after
         self._score = score
         self._back: dict[str, Edge | None] = {}
         self._winner: dict[str, str] = {}
@@ -83,12 +83,16 @@ class Ways:
             return record.status is NodeStatus.FAILED and taken < edge.message.retry.max_attempts - 1
         if record.status is not NodeStatus.COMPLETED or taken >= edge.message.loop.max_iterations:
             return False
-        if is_fixed(self.shape.graph) and self.scope.iteration >= rounds(self.shape.graph):
+        if is_fixed(self.shape.graph) and self.is_last_round(record):
             return False
         until = edge.message.loop.until
         if not until:
-            return is_fixed(self.shape.graph) or not self._after(record.visit).is_achieved
+            return is_fixed(self.shape.graph) or not self.after(record.visit).is_achieved
         return not self._holds(until, edge.source, record)
+
+    def is_last_round(self, record: NodeRecord) -> bool:
+        """Whether no round follows that of a visit."""
+        return self.after(record.visit).iteration >= rounds(self.shape.graph)
 
     def _is_followed(self, name: str) -> bool:
         """Whether all that follow a node have gone on without it, so that it does not go back any more."""
@@ -96,7 +100,7 @@ class Ways:
         return bool(followers) and all(other in self._nodes for other in followers)
 
     def _holds(self, expression: str, name: str, record: NodeRecord) -> bool:
-        task = self._after(record.visit)
+        task = self.after(record.visit)
         attempts = 1 + sum(self.scope.taken.get(edge.place, 0) for edge in self.shape.back(name))
         return read(expression).holds(Seen(task, _outcome(record), self._score(record.visit), attempts))
 
@@ -164,9 +168,9 @@ class Ways:
             case BranchCondition.BRANCH_CONDITION_FAILURE:
                 return record.status is NodeStatus.FAILED or _is_amiss(record)
             case BranchCondition.BRANCH_CONDITION_GOAL_ACHIEVED:
-                return self._after(record.visit).is_achieved
+                return self.after(record.visit).is_achieved
             case BranchCondition.BRANCH_CONDITION_GOAL_NOT_ACHIEVED:
-                return not self._after(record.visit).is_achieved
+                return not self.after(record.visit).is_achieved
             case _:
                 return self._holds(branch.expression, edge.source, record)
 
@@ -258,6 +262,10 @@ class Ways:
         """The visits at the ends of the ways that were taken, in the order of the graph: nothing went on from them."""
         names = sorted(self._nodes, key=self.shape.order.__getitem__)
         return tuple(self._nodes[name].visit for name in names if self._is_end(name))
+
+    def has_answer(self) -> bool:
+        """Whether the ways that were taken have led to an answer."""
+        return bool(self.scope.answer) and any(self.after(visit).is_achieved for visit in self.ends())
 
     def _is_end(self, name: str) -> bool:
         if self._status(name) is not NodeStatus.COMPLETED or self._has_lost(name):

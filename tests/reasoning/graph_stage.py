@@ -10,6 +10,8 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from google.protobuf.message import Message as AnyMessage
+
 from behest.v1.definition_pb2 import Limits, RunDefinition
 from behest.v1.event_pb2 import Event
 from behest.v1.graph_pb2 import Graph
@@ -76,6 +78,8 @@ class GraphStage(Stage):
         self.definition, self.now_ns = graph, T0
         self.givens = {"validate": VALIDATORS.arguments} | fields.pop("given", {})
         self.log: list[tuple[Event, bytes]] = []
+        self.ends: list[int] = []
+        """How many events the log had after each commit."""
         self.laws: GraphLaws = GraphLaws(graph)
         self.shadow: Run | None = None
         first = created(**{"task": task()} | fields)
@@ -90,7 +94,7 @@ class GraphStage(Stage):
         stage = cls.__new__(cls)
         stage.says, stage.does = other.says, other.does
         stage.definition, stage.now_ns, stage.givens = other.definition, other.now_ns, other.givens
-        stage.log, stage.laws, stage.shadow = [], GraphLaws(other.definition), None
+        stage.log, stage.ends, stage.laws, stage.shadow = [], [], GraphLaws(other.definition), None
         for event, data in other.log[:events]:
             stage._record(event, data)
         stage.run = fold("run_1", stage.log, stage.definition)
@@ -103,6 +107,11 @@ class GraphStage(Stage):
     def begin(self) -> list[Any]:
         """Claim and start the run."""
         return self.do(Claim(ClaimReason.CLAIM_REASON_CREATED)) + self.do(Start(1))
+
+    def commit(self, payloads: Sequence[AnyMessage], after: Run, *, is_first: bool = False) -> None:
+        """Commit, and note where in the log that ended."""
+        super().commit(payloads, after, is_first=is_first)
+        self.ends.append(len(self.log))
 
     def do(self, signal: Signal, **given: Any) -> list[Any]:
         """Let something happen, and commit what follows."""

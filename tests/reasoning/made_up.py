@@ -96,13 +96,12 @@ def _branch(drawn: Random, source: int, target: int) -> GraphEdge:
 
 
 def _end(drawn: Random, made: Graph, *, is_fair: bool) -> None:
-    """Say when it ends. Where several loops share what rounds are left, the fastest has most of them."""
+    """Say when it ends."""
     if is_fair or drawn.random() < 0.4:
         made.termination.on_goal_achieved = False
     if drawn.random() < 0.3:
         made.loop_start = f"n{drawn.randrange(len(made.nodes))}"
-    loops = sum(one.HasField("loop") for one in made.edges)
-    if drawn.random() < 0.3 and not (is_fair and loops > 1):
+    if drawn.random() < 0.3:
         made.termination.fixed_iterations = drawn.randint(1, 3)
     else:
         made.termination.max_iterations = drawn.randint(1, 6)

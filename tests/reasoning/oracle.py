@@ -24,6 +24,7 @@ class Done:
     """The visits that its task went through, itself included."""
     answers: frozenset[Key] = frozenset()
     attempts: int = 1
+    round: int = 1
 
 
 @dataclass

@@ -133,7 +133,6 @@ class Play:
         within = "{}#{}/".format(*self.keys[scope.visit]) if scope.visit else ""
         self.counts[within + move.node] += 1
         self.keys[number] = (within + move.node, self.counts[within + move.node])
-        is_round = bool(move.again) and (not move.edge or shape.edges[move.edge - 1].kind == "loop")
         self.note(
             NodeStarted(
                 visit=number,
@@ -142,7 +141,7 @@ class Play:
                 inputs=move.inputs,
                 edge=move.edge,
                 again=move.again,
-                iteration=scope.iteration + is_round,
+                iteration=move.iteration,
                 operator=shape.nodes[move.node].operator,
             )
         )

@@ -29,18 +29,18 @@ class Reference:
             back = next((edge for name in self.done if (edge := self.back(name))), None)
             if any(self.is_lost(name) for name in self.done):
                 return "REASONING_NODE_FAILED", NONE
-            if back and back.kind == "loop" and self.round >= self.rounds:
+            if back and back.kind == "loop" and self.done[back.source].round >= self.rounds:
                 return "REASONING_ITERATION_LIMIT", NONE
             if back:
                 self.begin_anew(back, back.target, [self.done[back.source]], self.bodies[back.place])
             elif not self.step():
-                if not self.answer.answers and any(self.is_lost(name, at_end=True) for name in self.done):
-                    return "REASONING_NODE_FAILED", NONE
                 ends = [self.done[name] for name in self.nodes if self.is_end(name)]
-                unanswered = "REASONING_ITERATION_LIMIT" if again else "REASONING_NO_ANSWER"
-                ending = "completed" if self.is_fixed else "answered" if self.answer.answers else unanswered
-                if ending == "answered" or not again or self.round >= self.rounds:
-                    return ending, NONE.union(*(done.steps for done in ends)) if self.is_fixed else self.answer.steps
+                has_answer = any(done.answers for done in ends)
+                if not has_answer and any(self.is_lost(name, at_end=True) for name in self.done):
+                    return "REASONING_NODE_FAILED", NONE
+                is_well, bad = has_answer or self.is_fixed, f"REASONING_{'ITERATION_LIMIT' if again else 'NO_ANSWER'}"
+                if not again or self.round >= self.rounds or (has_answer and not self.is_fixed):
+                    return "completed" if is_well else bad, NONE.union(*(done.steps for done in ends if is_well))
                 self.begin_anew(None, again, ends, self.below[again])
         return "answered", self.answer.steps
 
@@ -67,10 +67,11 @@ class Reference:
             late |= {name for name, after in self.after.items() if after & late - self.done.keys() and after <= past}
         return late - self.done.keys()
 
-    def visit(self, name: str, inputs: list[Done]) -> None:
+    def visit(self, name: str, inputs: list[Done], *, number: int = 0) -> None:
         path, node, is_late = self.path + name, self.nodes[name], name in self.late()
         key = (path, 1 + sum(visit[0][0] == path for visit in self.visits))
-        self.visits.append((key, tuple(done.key for done in inputs), self.round))
+        self.round = max(self.round, number := number or max((done.round for done in inputs), default=1))
+        self.visits.append((key, tuple(done.key for done in inputs), number))
         steps = NONE.union(*(done.steps for done in inputs)) if inputs else self.given
         said, answers = Done("skipped") if is_late else self.oracle(*key), NONE.union(*(one.answers for one in inputs))
         if node.HasField("subgraph") and not is_late:
@@ -80,15 +81,14 @@ class Reference:
         gives = node.operator == "answer" and said.outcome in ("success", "failure")
         attempts = 1 + sum(self.taken.get(edge.place, 0) for edge in self.backs if edge.source == name)
         answers |= {key} if gives else NONE
-        self.done[name] = Done(said.outcome, said.score, key, steps | {key}, answers, attempts)
+        self.done[name] = Done(said.outcome, said.score, key, steps | {key}, answers, attempts, number)
         self.answer = self.done[name] if gives and not self.answer.answers else self.answer
 
     def begin_anew(self, back: Way | None, name: str, inputs: list[Done], names: set[str]) -> None:
         kept = {edge.place for edge in self.backs if not {edge.source, edge.target} <= names or edge == back}
         self.done = {other: done for other, done in self.done.items() if other not in names}
         self.taken = {place: self.taken.get(place, 0) + (back is not None and place == back.place) for place in kept}
-        self.round += back is None or back.kind == "loop"
-        self.visit(name, inputs)
+        self.visit(name, inputs, number=inputs[0].round + (back.kind == "loop") if back else self.round + 1)
 
     def inputs(self, name: str) -> list[str] | None:
         """The nodes whose tasks a node begins with. None: it has to wait. Empty: it is left out."""
@@ -116,7 +116,7 @@ class Reference:
     def back(self, name: str, *, is_racer: bool = False) -> Way | None:
         if (self.after[name] and self.after[name] <= self.done.keys()) or not (is_racer or self.race(name) != "lost"):
             return None
-        is_over = self.is_fixed and self.round >= self.rounds
+        is_over = self.is_fixed and self.done[name].round >= self.rounds
         edges = [edge for edge in self.backs if edge.source == name and (edge.kind == "retry" or not is_over)]
         return next((edge for edge in edges if wishes(edge, self.done[name], self.taken, self.is_fixed)), None)
 

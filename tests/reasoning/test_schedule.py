@@ -132,6 +132,25 @@ def test_loop_goes_back_so_often_until_the_goal_is_achieved() -> None:  # C126
     assert [turn for _, _, turn in played.visits] == [1, 1, 1, 2, 2, 3, 3, 3]
 
 
+def test_loops_side_by_side_count_their_own_rounds() -> None:  # C126 C128
+    made = graph(
+        "s a b z:answer",
+        *(edge("s", one) for one in "ab"),
+        *(edge(one, "z", "fan_in") for one in "ab"),
+        edge("a", "a", "loop", max_iterations=2),
+        edge("b", "b", "loop", max_iterations=1),
+        termination=Termination(max_iterations=3),
+    )
+    for last in (True, False):
+        played = play(made, last=last)
+        assert sorted((key, turn) for key, _, turn in played.visits) == [
+            *((("a", count), count) for count in (1, 2, 3)),
+            *((("b", count), count) for count in (1, 2)),
+            (("s", 1), 1),
+            (("z", 1), 3),
+        ], "and where they meet, the latest holds"
+
+
 def test_loop_goes_back_until_its_condition_holds() -> None:  # C126
     played = play(looped("score >= 0.5"), c="success/0.1 failure/0.5")
     assert played.story == "a b c b c d"
@@ -352,7 +371,7 @@ def test_what_all_have_failed_for_fails_the_graph_unless_others_answer() -> None
     other.CopyFrom(joined("all"))
     other.nodes.append(GraphNode(id="y", operator="answer"))
     other.edges.append(edge("s", "y"))
-    assert play(other, a="failed", b="failed", c="failed").reason == "answered"
+    assert play(other, a="failed", b="failed", c="failed").reason == "completed"
 
 
 def raced(*more: Any) -> Graph:
@@ -379,7 +398,7 @@ def test_a_race_without_a_winner_goes_on_with_who_completed_or_fails() -> None:
     assert begun(play(raced(), a="failure", b="failure", c="failure"), "z") == [("a", "b", "c")]
     assert play(raced(), a="failed", b="failed", c="failed").reason == "REASONING_NODE_FAILED"
     branches = [edge(name, "z", "branch", condition="failure") for name in "abc"]
-    assert play(raced(*branches), a="failed", b="failed", c="failed").reason == "answered"
+    assert play(raced(*branches), a="failed", b="failed", c="failed").reason == "completed"
 
 
 def test_what_follows_a_racer_that_has_not_won_waits_for_the_end_of_the_race() -> None:
@@ -498,8 +517,17 @@ def test_the_first_answer_ends_the_graph_unless_it_says_otherwise() -> None:  # 
     assert (played.story, played.reason, played.fate("b")) == ("s a b", "answered", "skipped")
     made.termination.on_goal_achieved = False
     played = play(made)
-    assert (played.story, played.reason) == ("s a b c", "answered")
-    assert played.steps == {("s", 1), ("a", 1)}, "with the first answer all the same"
+    assert (played.story, played.reason) == ("s a b c", "completed")
+    assert played.steps == {(name, 1) for name in "sabc"}, "with what all its ways have led to"
+
+
+def test_an_answer_that_is_not_brought_along_is_none() -> None:  # C126 C128
+    made = graph(
+        "s a:answer b z", *(edge("s", one) for one in "ab"), *(edge(one, "z", "fan_in", mode="best") for one in "ab")
+    )
+    made.termination.on_goal_achieved = False
+    assert play(made, a="success/0.9", b="success/0.1").reason == "completed"
+    assert play(made, a="success/0.1", b="success/0.9").reason == "REASONING_NO_ANSWER"
 
 
 def test_a_graph_that_runs_to_its_end_without_an_answer_fails() -> None:

@@ -53,11 +53,11 @@ def does_not_depend_on_who_is_faster(made: Graph, seed: int) -> None:
     assert all(other == first for other in others)
 
 
-def lasting(played: Play) -> tuple[str, set[tuple[Key, tuple[Key, ...]]], dict[str, str], object]:
+def lasting(played: Play) -> tuple[str, set[tuple[Key, tuple[Key, ...], int]], dict[str, str], object]:
     """What must be the same: how it ends, and the visits, less those within what has failed."""
     failed = [number for number, visit in enumerate(played.nodes.visits, 1) if visit.status is NodeStatus.FAILED]
     within = tuple("{}#{}/".format(*played.keys[number]) for number in failed)
-    visits = {(key, inputs) for key, inputs, _ in played.visits if not key[0].startswith(within)}
+    visits = {visit for visit in played.visits if not visit[0][0].startswith(within)}
     fates = {node.id: played.fate(node.id) for node in played.graph.nodes}
     return played.reason, visits, fates, played.steps if played.reason == "completed" else None
 

@@ -1164,14 +1164,15 @@ func (*SubgraphEntry) Descriptor() ([]byte, []int) {
 // Termination says when a run of a graph ends. Whatever it says, the run's own limits hold.
 type Termination struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Most rounds: the first, and one for each way back over a Loop edge or to loop_start. Passing it ends the run FAILED
-	// with REASONING_ITERATION_LIMIT. Default 10, at most 1,000.
+	// Most rounds: the first, and one for each way back over a Loop edge or to loop_start. Ways side by side count theirs
+	// apart; where they meet, the latest holds. Passing it ends the run FAILED with REASONING_ITERATION_LIMIT. Default 10,
+	// at most 1,000.
 	MaxIterations *int32 `protobuf:"varint,1,opt,name=max_iterations,json=maxIterations,proto3,oneof" json:"max_iterations,omitempty"`
 	// How many rounds there are, answers or not; in the last no Loop goes back, and then the run ends well with what the
 	// task holds. Unset = as many as it takes.
 	FixedIterations *int32 `protobuf:"varint,2,opt,name=fixed_iterations,json=fixedIterations,proto3,oneof" json:"fixed_iterations,omitempty"`
 	// Whether the run ends with the first answer, whatever is still at work. Default true; without it the graph is run to
-	// its end.
+	// its end, and ends well if the task then holds an answer: of several the last.
 	OnGoalAchieved *bool `protobuf:"varint,3,opt,name=on_goal_achieved,json=onGoalAchieved,proto3,oneof" json:"on_goal_achieved,omitempty"`
 	// Most tokens in all, sent and received. Unset = the run's limit.
 	MaxTotalTokens *int64 `protobuf:"varint,4,opt,name=max_total_tokens,json=maxTotalTokens,proto3,oneof" json:"max_total_tokens,omitempty"`

@@ -147,7 +147,8 @@ type NodeStarted struct {
 	Edge int32 `protobuf:"varint,5,opt,name=edge,proto3" json:"edge,omitempty"`
 	// The nodes that begin anew with it: what became of them before counts no more.
 	Again []string `protobuf:"bytes,6,rep,name=again,proto3" json:"again,omitempty"`
-	// The round of its graph, from 1.
+	// The round that it is in, from 1: that of what it starts from, and one more after a way back over a Loop edge or to
+	// loop_start.
 	Iteration int32 `protobuf:"varint,7,opt,name=iteration,proto3" json:"iteration,omitempty"`
 	// The operator's name. Empty for a subgraph.
 	Operator string `protobuf:"bytes,8,opt,name=operator,proto3" json:"operator,omitempty"`

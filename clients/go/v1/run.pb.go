@@ -384,7 +384,7 @@ type Reasoning struct {
 	Skipped []*NodeSkipped `protobuf:"bytes,3,rep,name=skipped,proto3" json:"skipped,omitempty"`
 	// The task as the visit left it that ended last in the run's own graph; at the end, the task that the run came to.
 	Task *Task `protobuf:"bytes,4,opt,name=task,proto3" json:"task,omitempty"`
-	// The round of the run's own graph, from 1.
+	// The latest round of the run's own graph, from 1.
 	Iteration     int32 `protobuf:"varint,5,opt,name=iteration,proto3" json:"iteration,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -1142,7 +1142,7 @@ func (x *TaskArtifact) GetProvenance() *Provenance {
 // TaskMetadata says how far the work on a task is.
 type TaskMetadata struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// How many rounds were begun, from 1: one more with each way back over a loop.
+	// The round that it comes from, from 1: one more with each way back over a loop.
 	Iteration int32 `protobuf:"varint,1,opt,name=iteration,proto3" json:"iteration,omitempty"`
 	// How many of the oldest entries were left out to keep the task within its limits.
 	Omitted       int32 `protobuf:"varint,2,opt,name=omitted,proto3" json:"omitted,omitempty"`

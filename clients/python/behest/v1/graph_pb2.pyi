@@ -627,8 +627,9 @@ class Termination(_message.Message):
     MAX_COST_MICRO_USD_FIELD_NUMBER: _builtins.int
     TIMEOUT_FIELD_NUMBER: _builtins.int
     max_iterations: _builtins.int
-    """Most rounds: the first, and one for each way back over a Loop edge or to loop_start. Passing it ends the run FAILED
-    with REASONING_ITERATION_LIMIT. Default 10, at most 1,000.
+    """Most rounds: the first, and one for each way back over a Loop edge or to loop_start. Ways side by side count theirs
+    apart; where they meet, the latest holds. Passing it ends the run FAILED with REASONING_ITERATION_LIMIT. Default 10,
+    at most 1,000.
     """
     fixed_iterations: _builtins.int
     """How many rounds there are, answers or not; in the last no Loop goes back, and then the run ends well with what the
@@ -636,7 +637,7 @@ class Termination(_message.Message):
     """
     on_goal_achieved: _builtins.bool
     """Whether the run ends with the first answer, whatever is still at work. Default true; without it the graph is run to
-    its end.
+    its end, and ends well if the task then holds an answer: of several the last.
     """
     max_total_tokens: _builtins.int
     """Most tokens in all, sent and received. Unset = the run's limit."""

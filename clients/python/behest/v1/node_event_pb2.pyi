@@ -100,7 +100,9 @@ class NodeStarted(_message.Message):
     edge: _builtins.int
     """The Loop or Retry edge that it was gone back over, its place in its graph from 1. 0: none."""
     iteration: _builtins.int
-    """The round of its graph, from 1."""
+    """The round that it is in, from 1: that of what it starts from, and one more after a way back over a Loop edge or to
+    loop_start.
+    """
     operator: _builtins.str
     """The operator's name. Empty for a subgraph."""
     step: _builtins.int

@@ -253,7 +253,7 @@ class Reasoning(_message.Message):
     TASK_FIELD_NUMBER: _builtins.int
     ITERATION_FIELD_NUMBER: _builtins.int
     iteration: _builtins.int
-    """The round of the run's own graph, from 1."""
+    """The latest round of the run's own graph, from 1."""
     @_builtins.property
     def graph(self) -> _graph_pb2.Graph:
         """The graph."""

@@ -612,7 +612,7 @@ class TaskMetadata(_message.Message):
     ITERATION_FIELD_NUMBER: _builtins.int
     OMITTED_FIELD_NUMBER: _builtins.int
     iteration: _builtins.int
-    """How many rounds were begun, from 1: one more with each way back over a loop."""
+    """The round that it comes from, from 1: one more with each way back over a loop."""
     omitted: _builtins.int
     """How many of the oldest entries were left out to keep the task within its limits."""
     def __init__(

@@ -10333,7 +10333,8 @@ class NodeStarted(betterproto2.Message):
 
     iteration: "int" = betterproto2.field(7, betterproto2.TYPE_INT32)
     """
-    The round of its graph, from 1.
+    The round that it is in, from 1: that of what it starts from, and one more after a way back over a Loop edge or to
+    loop_start.
     """
 
     operator: "str" = betterproto2.field(8, betterproto2.TYPE_STRING)
@@ -11346,7 +11347,7 @@ class Reasoning(betterproto2.Message):
 
     iteration: "int" = betterproto2.field(5, betterproto2.TYPE_INT32)
     """
-    The round of the run's own graph, from 1.
+    The latest round of the run's own graph, from 1.
     """
 
 
@@ -13391,7 +13392,7 @@ class TaskMetadata(betterproto2.Message):
 
     iteration: "int" = betterproto2.field(1, betterproto2.TYPE_INT32)
     """
-    How many rounds were begun, from 1: one more with each way back over a loop.
+    The round that it comes from, from 1: one more with each way back over a loop.
     """
 
     omitted: "int" = betterproto2.field(2, betterproto2.TYPE_INT32)
@@ -13446,8 +13447,9 @@ class Termination(betterproto2.Message):
 
     max_iterations: "int | None" = betterproto2.field(1, betterproto2.TYPE_INT32, optional=True)
     """
-    Most rounds: the first, and one for each way back over a Loop edge or to loop_start. Passing it ends the run FAILED
-    with REASONING_ITERATION_LIMIT. Default 10, at most 1,000.
+    Most rounds: the first, and one for each way back over a Loop edge or to loop_start. Ways side by side count theirs
+    apart; where they meet, the latest holds. Passing it ends the run FAILED with REASONING_ITERATION_LIMIT. Default 10,
+    at most 1,000.
     """
 
     fixed_iterations: "int | None" = betterproto2.field(2, betterproto2.TYPE_INT32, optional=True)
@@ -13459,7 +13461,7 @@ class Termination(betterproto2.Message):
     on_goal_achieved: "bool | None" = betterproto2.field(3, betterproto2.TYPE_BOOL, optional=True)
     """
     Whether the run ends with the first answer, whatever is still at work. Default true; without it the graph is run to
-    its end.
+    its end, and ends well if the task then holds an answer: of several the last.
     """
 
     max_total_tokens: "int | None" = betterproto2.field(4, betterproto2.TYPE_INT64, optional=True)

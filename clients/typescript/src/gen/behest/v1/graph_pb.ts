@@ -516,8 +516,9 @@ export const SubgraphEntrySchema: GenMessage<SubgraphEntry> = /*@__PURE__*/
  */
 export type Termination = Message<"behest.v1.Termination"> & {
   /**
-   * Most rounds: the first, and one for each way back over a Loop edge or to loop_start. Passing it ends the run FAILED
-   * with REASONING_ITERATION_LIMIT. Default 10, at most 1,000.
+   * Most rounds: the first, and one for each way back over a Loop edge or to loop_start. Ways side by side count theirs
+   * apart; where they meet, the latest holds. Passing it ends the run FAILED with REASONING_ITERATION_LIMIT. Default 10,
+   * at most 1,000.
    *
    * @generated from field: optional int32 max_iterations = 1;
    */
@@ -533,7 +534,7 @@ export type Termination = Message<"behest.v1.Termination"> & {
 
   /**
    * Whether the run ends with the first answer, whatever is still at work. Default true; without it the graph is run to
-   * its end.
+   * its end, and ends well if the task then holds an answer: of several the last.
    *
    * @generated from field: optional bool on_goal_achieved = 3;
    */

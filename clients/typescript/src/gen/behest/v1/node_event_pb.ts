@@ -69,7 +69,8 @@ export type NodeStarted = Message<"behest.v1.NodeStarted"> & {
   again: string[];
 
   /**
-   * The round of its graph, from 1.
+   * The round that it is in, from 1: that of what it starts from, and one more after a way back over a Loop edge or to
+   * loop_start.
    *
    * @generated from field: int32 iteration = 7;
    */

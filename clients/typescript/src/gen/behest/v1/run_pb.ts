@@ -277,7 +277,7 @@ export type Reasoning = Message<"behest.v1.Reasoning"> & {
   task?: Task | undefined;
 
   /**
-   * The round of the run's own graph, from 1.
+   * The latest round of the run's own graph, from 1.
    *
    * @generated from field: int32 iteration = 5;
    */

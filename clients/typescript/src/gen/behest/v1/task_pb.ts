@@ -522,7 +522,7 @@ export const TaskArtifactSchema: GenMessage<TaskArtifact> = /*@__PURE__*/
  */
 export type TaskMetadata = Message<"behest.v1.TaskMetadata"> & {
   /**
-   * How many rounds were begun, from 1: one more with each way back over a loop.
+   * The round that it comes from, from 1: one more with each way back over a loop.
    *
    * @generated from field: int32 iteration = 1;
    */
