@@ -7,6 +7,7 @@ endpoints, with their prices and limits beside the graph.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 
@@ -28,6 +29,7 @@ from behestd.reasoning.strategies import make
 from behestd.runtime.graphs import Place, check, completed, graph_of, invalid, places
 from behestd.runtime.house import House
 from behestd.tools.catalog import Catalog
+from behestd.tools.schema import Validators
 from behestd.tools.subagent import is_in
 from behestd.values import dataclass
 
@@ -38,6 +40,8 @@ _ANY_OBJECT = '{"type": "object"}'
 _FORM = tuple(needed(Chat(response_format=ResponseFormat(kind=_SCHEMA))))
 _ANSWER = ReplyTarget.REPLY_TARGET_ANSWER
 _NOTHING = Graph()
+_TASKS = tuple(json.dumps({"task": "task" * count}) for count in (1, 1_000))
+"""Arguments as the tools get that do the work of nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +120,7 @@ def settled(order: GraphOrder, tools: Sequence[Tool], catalog: Catalog) -> Graph
     for field in ("labels", "create_time", "update_time"):
         graph.ClearField(field)
     problems = [problem for place in places(graph) for problem in _choose_tools(place, names)]
+    problems += _deaf(graph, tools, catalog.validators)
     if problems:
         raise invalid(problems, order.path)
     _keep_operators(graph)
@@ -133,6 +138,16 @@ def _choose_tools(place: Place, names: Sequence[str]) -> Iterator[GraphProblem]:
         yield GraphProblem(kind=kind, node=place.path, message=text)
     del node.tools[:]
     node.tools.extend(chosen)
+
+
+def _deaf(graph: Graph, tools: Sequence[Tool], validators: Validators) -> Iterator[GraphProblem]:
+    """Nodes whose work is done by a tool that does not take the task, be it short or long."""
+    by_name = {tool.name: tool for tool in tools}
+    for place in places(graph):
+        tool = by_name.get(operator_at(place.graph, place.node.operator).tool)
+        if tool is not None and all(validators.arguments(tool, text) for text in _TASKS):
+            kind, text = GraphProblemKind.GRAPH_PROBLEM_KIND_BAD_OPERATOR, f"tool {tool.name} does not take a `task`"
+            yield GraphProblem(kind=kind, node=place.path, message=text)
 
 
 def _keep_operators(root: Graph) -> None:

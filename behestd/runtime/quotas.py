@@ -160,8 +160,6 @@ class Quotas:
     def _account(self, key: Key) -> Account:
         account = self._accounts.get(key)
         if account is None:
-            if len(self._accounts) >= max(MOST_ACCOUNTS, 2 * self._swept):
-                self._sweep()
             kind = "principal" if key[1] else "namespace"
             account = self._accounts[key] = Account(kind, self._quota(*key), self._clock.now_ns())
         return account
@@ -172,6 +170,8 @@ class Quotas:
         self._swept = len(self._accounts)
 
     def _both(self, namespace: str, principal: str) -> tuple[Account, ...]:
+        if len(self._accounts) >= max(MOST_ACCOUNTS, 2 * self._swept):
+            self._sweep()  # before either is looked up: what is made here is idle still
         if not principal:
             return (self._account((namespace, "")),)
         return self._account((namespace, principal)), self._account((namespace, ""))

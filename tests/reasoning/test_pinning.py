@@ -229,6 +229,16 @@ async def test_an_operator_that_needs_tools_is_refused_where_there_are_none(serv
     assert error.reason == "REASONING_GRAPH_INVALID"
 
 
+async def test_an_operator_whose_tool_does_not_take_the_task_is_refused() -> None:  # C122
+    own = Operator(name="own", tool="send", target=ReplyTarget.REPLY_TARGET_STEP)
+    graph = chain(GraphNode(id="a", operator="own"), ANSWER, operators=[own])
+    inner = chain(GraphNode(id="in", subgraph=graph), ANSWER)
+    async with serve(tools=tools, drain_seconds=0.0) as served:
+        for made, node in ((graph, "a"), (inner, "in/a")):
+            error = await refusal(served, said(graph=made))
+            assert (error.reason, error.field) == ("REASONING_GRAPH_INVALID", f"spec.graph.nodes[{node}]")
+
+
 # --- models ---
 
 

@@ -108,10 +108,19 @@ def test_accounts_that_hold_nothing_are_dropped_and_the_others_are_not() -> None
     for number in range(3 * MOST_ACCOUNTS):
         clock.advance(1.0)
         quotas.enter_call("alpha", f"passer-by-{number}", ())
-    assert len(quotas) <= MOST_ACCOUNTS
+    assert len(quotas) <= MOST_ACCOUNTS + 1
     quotas.leave_call("alpha", "watcher", ("watches",))
     quotas.set(Rules(Quota(watches=1)))
     quotas.enter_call("alpha", "watcher", ("watches",))
+
+
+def test_an_account_is_not_dropped_between_its_making_and_its_use() -> None:
+    quotas = Quotas(Rules(Quota(watches=1)), StillClock())
+    for number in range(MOST_ACCOUNTS - 2):  # with that of their namespace one less than are kept
+        quotas.enter_call("alpha", f"passer-by-{number}", ())
+    quotas.enter_call("beta", "watcher", ("watches",))
+    with pytest.raises(QuotaExceeded):
+        quotas.enter_call("beta", "watcher", ("watches",))
 
 
 # --- through the door ---
