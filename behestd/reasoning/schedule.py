@@ -92,9 +92,9 @@ def moves(shape: Shape, scope: Scope, after: After, score: Score, room: int) -> 
         return []
     room = min(room, _own_room(shape, scope))
     beside = Counter(source for name in scope.at_work for source in ways.fans(name))
-    if room > 0 and (turn := _way_back(ways, beside)) is not None:
-        return [turn]
-    stopped = _outpaced(ways)
+    if room > 0 and (turn := _way_back(ways, beside)):
+        return turn
+    stopped = _late(ways)
     if stopped or room <= 0:
         return stopped
     return _at_border(ways, beside, room) or ([] if scope.at_work else _next_round(ways))
@@ -151,27 +151,36 @@ def _too_many(ways: Ways) -> Failed:
     return Failed("REASONING_ITERATION_LIMIT", message, iteration=limit)
 
 
-def _way_back(ways: Ways, beside: Counter[str]) -> Begin | None:
-    """Go back over the first edge that is to be gone back over, and leads to where there is room."""
+def _way_back(ways: Ways, beside: Counter[str]) -> list[Move]:
+    """Go back over the first edge that is to be gone back over, and leads to where there is room.
+
+    Of what begins anew some may be at work, where the edge leaves a node that began with the first of several.
+    """
     for name in ways.scope.open:
         edge = ways.back(name)
         if edge is not None and all(beside[source] < ways.width(source) for source in ways.fans(edge.target)):
             visit = ways.scope.nodes[name].visit
             iteration = ways.after(visit).iteration + (edge.kind == "loop")
-            return Begin(edge.target, (visit,), iteration, edge.place, ways.shape.body(edge))
-    return None
+            again = ways.shape.body(edge)
+            late = [_outpaced(ways, other) for other in again if other in ways.scope.at_work]
+            return [*late, Begin(edge.target, (visit,), iteration, edge.place, again)]
+    return []
 
 
-def _outpaced(ways: Ways) -> list[Move]:
+def _late(ways: Ways) -> list[Move]:
     """Stop who is late: racers when one has won, those whom nobody waits for any more, and who works for them alone."""
     late = [other for name in ways.scope.open for other in ways.late(name)]
     found: dict[str, Move] = {}
     for name in late:
         if name not in found:
-            record = ways.scope.nodes.get(name)
-            found[name] = Skip(name, record.visit if record else 0, NodeSkipReason.NODE_SKIP_REASON_OUTPACED)
+            found[name] = _outpaced(ways, name)
             late.extend(other for other in ways.shape.predecessors(name) if _works_for(ways, other, found))
     return sorted(found.values(), key=lambda move: ways.shape.order[move.node])
+
+
+def _outpaced(ways: Ways, name: str) -> Skip:
+    record = ways.scope.nodes.get(name)
+    return Skip(name, record.visit if record else 0, NodeSkipReason.NODE_SKIP_REASON_OUTPACED)
 
 
 def _works_for(ways: Ways, name: str, late: Container[str]) -> bool:

@@ -98,6 +98,7 @@ class Play:
     def _check(self, scope: Scope, found: list[Move]) -> None:
         self.looks += 1
         begun = [move for move in found if isinstance(move, Begin)]
+        stopped = {move.node for move in found if not isinstance(move, Begin) and move.visit}
         assert len({move.node for move in found}) == len(found), "a node moves once"
         assert len(begun) <= max(self.room - len(self.nodes.lanes), 0), "there is room"
         for move in found:
@@ -105,7 +106,7 @@ class Play:
             if isinstance(move, Begin):
                 assert record is None or move.node in move.again, "what begins has not begun"
                 assert all(self.nodes.visit(one).status != NodeStatus.RUNNING for one in move.inputs)
-                assert not set(move.again) & set(scope.at_work), "what begins anew is not at work"
+                assert set(move.again) & set(scope.at_work) == stopped, "what begins anew is not at work"
             else:
                 visit = record.visit if record is not None and record.status is NodeStatus.RUNNING else 0
                 assert move.visit == visit and (record is None or visit), "what is left out has not ended"

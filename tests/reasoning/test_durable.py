@@ -19,7 +19,7 @@ from behest.v1.task_pb2 import Provenance
 from behestd.core.nodes import Visit
 from behestd.reasoning.conduct import PARALLEL_NODES
 from behestd.reasoning.report import reasoning
-from tests.reasoning.graph_stage import GraphStage, Reply, pinned
+from tests.reasoning.graph_stage import GraphStage, Reply, as_json, pinned
 from tests.reasoning.made_up import graphs
 
 CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large]
@@ -27,16 +27,46 @@ SOME = settings(max_examples=int(os.environ.get("EXAMPLES", "25")), deadline=Non
 MANY = settings(max_examples=300, deadline=None, suppress_health_check=CHECKS)
 
 
+WORK = ("reason", "analyze", "plan", "revise", "prioritize", "solve", "generate", "evaluate", "select", "verify")
+"""Operators that add to each part of a task, and change those that can be changed."""
+
+
 def says(visit: Visit, turn: int) -> Reply:
-    """What a node says depends on the node and on the round alone; about one in seven fails."""
+    """What a node says depends on the node, the round and the task that it starts from; about one in seven fails."""
     key = f"{visit.started.node} in round {visit.started.iteration}"
-    return None if crc32(key.encode()) % 7 == 0 else f"{key} says {turn}"
+    number = crc32(key.encode())
+    if number % 7 == 0:
+        return None
+    match visit.started.operator:
+        case "plan" | "revise":
+            return as_json(rationale=key, steps=["begin", key, "end"][: 1 + number % 3])
+        case "prioritize":
+            count = len(visit.task.plan.steps) if visit.task.plan is not None else 0
+            return as_json(reason=key, order=[1 + (place + number) % count for place in range(count)])
+        case "evaluate":
+            return as_json(reason=key, score=number % 5 / 4)
+        case "select":
+            return as_json(reason=key, choice=1 + number % max(len(visit.task.artifacts), 1))
+        case "verify":
+            return as_json(problems=[key] * (number % 2), passed=not number % 2)
+        case _:
+            return f"{key} says {turn}"
 
 
 def played(graph: Graph, seed: int = 0) -> GraphStage:
-    """A run of a graph to its end, its effects ending in some order."""
-    drawn = Random(seed)
-    return GraphStage(pinned(graph), says).play(lambda effects: drawn.choice(effects) if seed else effects[0])
+    """A run of a graph to its end, its nodes doing work of all kinds, its effects ending in some order."""
+    made, drawn = Graph(), Random(seed)
+    made.CopyFrom(graph)
+    _put_to_work(made)
+    return GraphStage(pinned(made), says).play(lambda effects: drawn.choice(effects) if seed else effects[0])
+
+
+def _put_to_work(graph: Graph) -> None:
+    for node in graph.nodes:
+        if node.HasField("subgraph"):
+            _put_to_work(node.subgraph)
+        elif node.operator == "reason":
+            node.operator = WORK[crc32(f"{node.id} of {len(graph.nodes)} and {len(graph.edges)}".encode()) % len(WORK)]
 
 
 def seen(stage: GraphStage) -> Reasoning:

@@ -132,6 +132,20 @@ def test_loop_goes_back_so_often_until_the_goal_is_achieved() -> None:  # C126
     assert [turn for _, _, turn in played.visits] == [1, 1, 1, 2, 2, 3, 3, 3]
 
 
+def test_what_is_at_work_is_stopped_when_it_is_to_begin_anew() -> None:  # C126
+    made = graph(
+        "a b c d z:answer",
+        *(edge(*pair) for pair in ("ab", "bc")),
+        *(edge(one, "d", "fan_in", mode="first") for one in "ac"),
+        *(edge(one, "z", "fan_in") for one in "bd"),
+        edge("d", "a", "loop", max_iterations=1),
+    )
+    played = play(made, last=True)
+    assert played.story == "a b d a b d z"
+    assert [visit.status.name for visit in played.nodes.visits[:3]] == ["COMPLETED", "SKIPPED", "COMPLETED"]
+    assert begun(played, "z") == [("b", "d")]
+
+
 def test_loops_side_by_side_count_their_own_rounds() -> None:  # C126 C128
     made = graph(
         "s a b z:answer",

@@ -892,8 +892,9 @@ func (x *Branch) GetExpression() string {
 	return ""
 }
 
-// Loop goes back to a node, which begins anew with all that follow it up to here. While it goes back, no other edge of
-// the node is taken. What leads out of the nodes that begin anew is followed when it does not go back any more.
+// Loop goes back to a node, which begins anew with all that follow it up to here; what of them is at work is stopped.
+// While it goes back, no other edge of the node is taken. What leads out of the nodes that begin anew is followed when
+// it does not go back any more.
 type Loop struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// How often it goes back at most, 1 to 1,000. Required.

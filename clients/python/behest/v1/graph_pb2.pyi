@@ -486,8 +486,9 @@ Global___Branch: _TypeAlias = Branch  # noqa: Y015
 
 @_typing.final
 class Loop(_message.Message):
-    """Loop goes back to a node, which begins anew with all that follow it up to here. While it goes back, no other edge of
-    the node is taken. What leads out of the nodes that begin anew is followed when it does not go back any more.
+    """Loop goes back to a node, which begins anew with all that follow it up to here; what of them is at work is stopped.
+    While it goes back, no other edge of the node is taken. What leads out of the nodes that begin anew is followed when
+    it does not go back any more.
     """
 
     DESCRIPTOR: _descriptor.Descriptor

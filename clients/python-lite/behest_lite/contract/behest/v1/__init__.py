@@ -9595,8 +9595,9 @@ default_message_pool.register_message("behest.v1", "ListToolsResponse", ListTool
 @dataclass(eq=False, repr=False)
 class Loop(betterproto2.Message):
     """
-    Loop goes back to a node, which begins anew with all that follow it up to here. While it goes back, no other edge of
-    the node is taken. What leads out of the nodes that begin anew is followed when it does not go back any more.
+    Loop goes back to a node, which begins anew with all that follow it up to here; what of them is at work is stopped.
+    While it goes back, no other edge of the node is taken. What leads out of the nodes that begin anew is followed when
+    it does not go back any more.
     """
 
     max_iterations: "int" = betterproto2.field(1, betterproto2.TYPE_INT32)

@@ -387,8 +387,9 @@ export const BranchSchema: GenMessage<Branch> = /*@__PURE__*/
   messageDesc(file_behest_v1_graph, 4);
 
 /**
- * Loop goes back to a node, which begins anew with all that follow it up to here. While it goes back, no other edge of
- * the node is taken. What leads out of the nodes that begin anew is followed when it does not go back any more.
+ * Loop goes back to a node, which begins anew with all that follow it up to here; what of them is at work is stopped.
+ * While it goes back, no other edge of the node is taken. What leads out of the nodes that begin anew is followed when
+ * it does not go back any more.
  *
  * @generated from message behest.v1.Loop
  */
