@@ -82,8 +82,9 @@ class Upstream:
         # Both set while there is a connection that is not known to be over.
         self._client: Client | None = None
         self._connected = asyncio.Event()
-        # Keys of calls without an answer, and whether they surely did not reach the server.
-        self._unanswered: dict[str, bool] = {}
+        # The calls at work by their keys: whether they may have reached the server; of failed ones what is proved.
+        self._sent: dict[str, bool] = {}
+        self._failed: dict[str, bool] = {}
         self._current: _Connection | None = None
         self._failure = ""
 
@@ -120,14 +121,14 @@ class Upstream:
 
         lost = anyio.CancelScope()
         connection.calls.add(lost)
+        self._sent[key] = False
         try:
             with lost:
                 answer = await client.call_tool(name, arguments, progress_callback=show, meta=meta)  # type: ignore[arg-type]
                 # Progress that came before the answer is still on its way through the loop.
                 await asyncio.sleep(0)
                 return answer
-            is_proof = self._unanswered.get(key, False)
-            raise Refused("UNAVAILABLE", "TOOL_UNAVAILABLE", "the MCP server was lost", is_proof=is_proof)
+            raise self._lost(key)
         except MCPError as exc:
             raise self._told(exc, key) from exc
         except InputRequiredRoundsExceededError as exc:
@@ -137,10 +138,11 @@ class Upstream:
             text = f"the answer of the MCP server cannot be used: {_leaf(exc)}"
             raise Refused("INTERNAL", "TOOL_RESULT_INVALID", text, is_proof=False) from exc
         except (OSError, anyio.BrokenResourceError, anyio.ClosedResourceError) as exc:
-            raise Refused("UNAVAILABLE", "TOOL_UNAVAILABLE", "the MCP server was lost", is_proof=False) from exc
+            raise self._lost(key) from exc
         finally:
             connection.calls.discard(lost)
-            self._unanswered.pop(key, None)
+            self._sent.pop(key, None)
+            self._failed.pop(key, None)
 
     async def _live(self) -> tuple[Client, _Connection]:
         """The live connection, waited for if need be. Raises Refused, with proof."""
@@ -154,13 +156,15 @@ class Upstream:
 
     def _told(self, error: MCPError, key: str) -> Exception:
         """What an error of the protocol means for a call."""
-        if key in self._unanswered:
-            is_proof = self._unanswered[key]
-            text = "the MCP server cannot be reached" if is_proof else "the MCP server failed"
-            return Refused("UNAVAILABLE", "TOOL_UNAVAILABLE", text, is_proof=is_proof)
-        if error.code == types.CONNECTION_CLOSED:
-            return Refused("UNAVAILABLE", "TOOL_UNAVAILABLE", "the MCP server died during the call", is_proof=False)
+        if key in self._failed or error.code == types.CONNECTION_CLOSED:
+            return self._lost(key)
         return ToolError(f"the MCP server refused the call: {error.message}")
+
+    def _lost(self, key: str) -> Refused:
+        """The refusal of a call whose server was lost or failed."""
+        is_proof = self._failed.get(key, not self._sent[key])
+        text = "the MCP server cannot be reached" if is_proof else "the MCP server was lost during the call"
+        return Refused("UNAVAILABLE", "TOOL_UNAVAILABLE", text, is_proof=is_proof)
 
     async def _serve(self, backoff: Backoff) -> None:
         """Keep one connection until it is lost. Raises what transports raise."""
@@ -170,7 +174,7 @@ class Upstream:
             if isinstance(message, types.ToolListChangedNotification):
                 connection.change()
 
-        dialled = self._dial(lambda: self._lose(connection), self._note)
+        dialled = self._dial(lambda: self._lose(connection), self._note_sent, self._note)
         async with (
             asyncio.timeout(CONNECT_SECONDS) as patience,
             Client(dialled, message_handler=heard, cache=None) as client,
@@ -208,9 +212,13 @@ class Upstream:
             self._client = self._current = None
             self._connected.clear()
 
+    def _note_sent(self, key: str) -> None:
+        if key in self._sent:
+            self._sent[key] = True
+
     def _note(self, key: str, is_proof: bool) -> None:
-        if key:
-            self._unanswered[key] = is_proof
+        if key in self._sent:
+            self._failed[key] = is_proof
 
 
 async def _listed(client: Client) -> list[types.Tool]:
