@@ -145,6 +145,8 @@ class Quotas:
         """When the sessions of a principal with a quota were counted, and how many they are since."""
         self._clock = clock or SystemClock()
         self._accounts: dict[Key, Account] = {}
+        self._pairs: dict[Key, tuple[Account, ...]] = {}
+        """The accounts of a principal, its own and its namespace's; of an empty principal the namespace's alone."""
         self._swept = 0
 
     def set(self, rules: Rules) -> None:
@@ -167,14 +169,18 @@ class Quotas:
     def _sweep(self) -> None:
         now_ns = self._clock.now_ns()
         self._accounts = {key: account for key, account in self._accounts.items() if not account.is_idle(now_ns)}
+        self._pairs.clear()
         self._swept = len(self._accounts)
 
     def _both(self, namespace: str, principal: str) -> tuple[Account, ...]:
-        if len(self._accounts) >= max(MOST_ACCOUNTS, 2 * self._swept):
-            self._sweep()  # before either is looked up: what is made here is idle still
-        if not principal:
-            return (self._account((namespace, "")),)
-        return self._account((namespace, principal)), self._account((namespace, ""))
+        key = (namespace, principal)
+        pair = self._pairs.get(key)
+        if pair is None:
+            if len(self._accounts) >= max(MOST_ACCOUNTS, 2 * self._swept):
+                self._sweep()
+            own = (self._account(key),) if principal else ()
+            pair = self._pairs[key] = (*own, self._account((namespace, "")))
+        return pair
 
     # --- calls ---
 
