@@ -50,9 +50,9 @@ class Admission:
 
     def check_input(self, field: str, parts: Sequence[Part]) -> None:
         """Check what is said. Raises InvalidRequest with RUN_INPUT_REJECTED, naming the rule."""
-        if not any(_is_something(part) for part in parts):
+        if not any(map(_is_something, parts)):
             self._refuse(field, "empty", "is empty")
-        size_bytes = sum(part.ByteSize() for part in parts)
+        size_bytes = sum(map(Part.ByteSize, parts))
         if size_bytes > self._rules.input_bytes:
             self._refuse(field, "too_long", f"of {size_bytes} bytes exceeds {self._rules.input_bytes} bytes")
         for name, pattern in self._rules.rejected:

@@ -226,7 +226,7 @@ class Orders:
 
 
 def _is_text(spec: RunSpec) -> bool:
-    return all(part.WhichOneof("kind") == "text" for part in spec.input)
+    return all(part.WhichOneof("kind") == "text" for part in spec.input[:])
 
 
 def _input_needs(spec: RunSpec) -> tuple[str, ...]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from google.protobuf.duration_pb2 import Duration
 
 from behest.v1 import run_service_pb2 as pb
 from behest.v1.definition_pb2 import Budgets
@@ -50,29 +53,21 @@ def check_creation(request: Creation, spec: RunSpec) -> None:
 
 
 def check_spec(spec: RunSpec) -> None:
-    """Check what a run is to be, but for its input."""
-    for field in ("session_id", "run_id", "agent_id"):
-        if getattr(spec, field):
-            identifier(f"spec.{field}", getattr(spec, field))
-    known("spec.session_policy", spec.session_policy, SessionPolicy.DESCRIPTOR, may_be_unset=True)
-    labels("spec.labels", spec.labels)
-    max_bytes("spec.model", spec.model, MAX_NAME_BYTES)
-    max_items("spec.tools", spec.tools, MAX_TOOLS)
-    for index, tool in enumerate(spec.tools):
-        max_bytes(f"spec.tools[{index}]", tool, MAX_NAME_BYTES)
-        required(f"spec.tools[{index}]", tool)
-    if spec.HasField("timeout") and duration("spec.timeout", spec.timeout) <= 0:
-        raise InvalidRequest("spec.timeout", "must be longer than 0 s")
-    _check_answer(spec)
-    check_followed(spec)
-    if spec.HasField("budgets"):
-        _check_budgets(spec.budgets)
+    """Check what a run is to be, but for its input. What is not said is not looked at, and is allowed."""
+    said = {field.name: value for field, value in spec.ListFields()}
+    for field, value in said.items():
+        if (check := _CHECKS.get(field)) is not None:
+            check(f"spec.{field}", value)
+    if not _FOLLOWED.isdisjoint(said):
+        check_followed(spec)
 
 
 def check_parts(field: str, parts: Sequence[Part]) -> None:
     """Check what somebody says: each part of a kind that people send, with its content."""
     max_items(field, parts, MAX_PARTS)
     for index, part in enumerate(parts):
+        if part.WhichOneof("kind") == "text":
+            continue
         path = f"{field}[{index}]"
         kind = one_of(part, "kind", path)
         if kind in ("tool_call", "tool_result", "reasoning"):
@@ -87,24 +82,55 @@ def check_parts(field: str, parts: Sequence[Part]) -> None:
                 max_bytes(f"{path}.image.data", part.image.data, 256 * 1024)
 
 
-def _check_answer(spec: RunSpec) -> None:
-    if spec.provider_options_json:
-        json_object("spec.provider_options_json", spec.provider_options_json, MAX_SCHEMA_BYTES)
-    if spec.output_schema_json:
-        json_object("spec.output_schema_json", spec.output_schema_json, MAX_SCHEMA_BYTES)
-    if spec.HasField("sampling"):
-        check_sampling("spec.sampling", spec.sampling)
-    if spec.HasField("tool_choice"):
-        check_tool_choice("spec.tool_choice", spec.tool_choice)
-    if spec.HasField("response_format"):
-        check_response_format("spec.response_format", spec.response_format)
+def _check_policy(field: str, policy: int) -> None:
+    known(field, policy, SessionPolicy.DESCRIPTOR)
 
 
-def _check_budgets(budgets: Budgets) -> None:
+def _check_model(field: str, model: str) -> None:
+    max_bytes(field, model, MAX_NAME_BYTES)
+
+
+def _check_tools(field: str, tools: Sequence[str]) -> None:
+    max_items(field, tools, MAX_TOOLS)
+    for index, tool in enumerate(tools):
+        max_bytes(f"{field}[{index}]", tool, MAX_NAME_BYTES)
+        required(f"{field}[{index}]", tool)
+
+
+def _check_timeout(field: str, timeout: Duration) -> None:
+    if duration(field, timeout) <= 0:
+        raise InvalidRequest(field, "must be longer than 0 s")
+
+
+def _check_schema(field: str, text: str) -> None:
+    json_object(field, text, MAX_SCHEMA_BYTES)
+
+
+def _check_budgets(path: str, budgets: Budgets) -> None:
     for field, value in budgets.ListFields():
-        not_negative(f"spec.budgets.{field.name}", value)
+        not_negative(f"{path}.{field.name}", value)
     if budgets.HasField("max_steps") and budgets.max_steps < 1:
-        raise InvalidRequest("spec.budgets.max_steps", "must be at least 1")
+        raise InvalidRequest(f"{path}.max_steps", "must be at least 1")
+
+
+_CHECKS: Mapping[str, Callable[[str, Any], object]] = {
+    "session_id": identifier,
+    "agent_id": identifier,
+    "model": _check_model,
+    "tools": _check_tools,
+    "tool_choice": check_tool_choice,
+    "sampling": check_sampling,
+    "response_format": check_response_format,
+    "output_schema_json": _check_schema,
+    "budgets": _check_budgets,
+    "timeout": _check_timeout,
+    "session_policy": _check_policy,
+    "labels": labels,
+    "run_id": identifier,
+    "provider_options_json": _check_schema,
+}
+"""The checks of the fields of a spec, each by itself."""
+_FOLLOWED = frozenset({"graph_id", "graph_version", "graph", "strategy"})
 
 
 def check_fork(request: pb.ForkRunRequest) -> None:
