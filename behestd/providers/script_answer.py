@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from behest.v1.chat_pb2 import FinishReason
-from behest.v1.chat_service_pb2 import Chat, ChatDelta, ToolCallDelta
-from behest.v1.message_pb2 import Message, Part, ReasoningPart, Role, TextPart, ToolCall
+from behest.v1.chat_service_pb2 import Chat, ChatDelta
+from behest.v1.message_pb2 import Message, Part, Role
 from behest.v1.usage_pb2 import Usage, UsageSource
 from behestd.core.estimate import estimate_chat, estimate_text
 from behestd.providers.provider import Frame
@@ -36,6 +36,10 @@ _PIECES = re.compile(r"\s*\S+|\s+\Z")
 _FACT = re.compile(r"\bfact (\S+) = (\S+)")
 
 
+Piece = tuple[int, str, str]
+"""(part, kind, text) of a piece of the answer, of kind `text`, `reasoning`, or `name` or `arguments` of a call."""
+
+
 @dataclass(slots=True)
 class _Part:
     """A part of the answer as it grows."""
@@ -50,7 +54,7 @@ class Answer:
 
     def __init__(self, chat: Chat, turn: tuple[Directive, ...]) -> None:
         self.turn = turn
-        self.pending: list[ChatDelta] = []
+        self.pending: list[Piece] = []
         self._chat = chat
         self._parts: list[_Part] = []
         self._finish: FinishReason.ValueType = FinishReason.FINISH_REASON_UNSPECIFIED
@@ -58,30 +62,33 @@ class Answer:
         self._characters = 0
 
     def frame(self) -> Frame:
-        """Take the waiting pieces."""
-        pending, self.pending = self.pending, []
-        return Frame(deltas=pending)
+        """Take the waiting pieces. A frame is built in its place: what is nested is copied once for each level."""
+        frame = Frame()
+        deltas = frame.deltas
+        for part, kind, text in self.pending:
+            _say(deltas.add(), part, kind, text)
+        self.pending = []
+        return frame
 
     def last_frame(self) -> Frame:
         """Take the waiting pieces and the end."""
-        parts = [_finished(part, index) for index, part in enumerate(self._parts)]
-        finish = self._finish or (
-            FinishReason.FINISH_REASON_TOOL_CALLS
-            if any(part.kind == "tool_call" for part in self._parts)
-            else FinishReason.FINISH_REASON_STOP
-        )
-        frame = Frame(deltas=self.pending)
-        # Built in its place: what is nested is copied once for each level.
+        frame = self.frame()
         end = frame.end
-        end.message.role = Role.ROLE_ASSISTANT
-        end.message.parts.extend(parts)
-        end.finish_reason = finish
-        end.usage.CopyFrom(self._usage())
+        message = end.message
+        message.role = Role.ROLE_ASSISTANT
+        parts = message.parts
+        texts = ["".join(part.texts) for part in self._parts]
+        for index, (part, text) in enumerate(zip(self._parts, texts, strict=True)):
+            _finish(parts.add(), part, text, index)
+        calls = any(part.kind == "tool_call" for part in self._parts)
+        by_itself = FinishReason.FINISH_REASON_TOOL_CALLS if calls else FinishReason.FINISH_REASON_STOP
+        end.finish_reason = self._finish or by_itself
+        self._tell_usage(end.usage, texts)
         end.usage_source = UsageSource.USAGE_SOURCE_REPORTED
         end.model = self._chat.model
         return frame
 
-    def pieces(self, directive: Directive) -> Iterator[ChatDelta]:
+    def pieces(self, directive: Directive) -> Iterator[Piece]:
         """Yield what a directive adds to the answer; nothing once the answer is full."""
         if self._characters > MAX_CHARACTERS:
             return iter(())
@@ -110,7 +117,7 @@ class Answer:
             return recalled(self._chat, directive.key)
         return json.dumps(dump(self._chat), ensure_ascii=False)
 
-    def _grow(self, kind: str, pieces: Iterable[str]) -> Iterator[ChatDelta]:
+    def _grow(self, kind: str, pieces: Iterable[str]) -> Iterator[Piece]:
         """Add to the part that grows, on a new line, or begin another one."""
         if not self._parts or self._parts[-1].kind != kind:
             self._parts.append(_Part(kind, []))
@@ -122,7 +129,7 @@ class Answer:
             word = before + piece if before else piece
             before = ""
             texts.append(word)
-            yield ChatDelta(part=part, text=word) if kind == "text" else ChatDelta(part=part, reasoning=word)
+            yield part, kind, word
 
     def _is_full(self, piece: str) -> bool:
         """Count a piece; an answer over the limit ends there, cut by length."""
@@ -132,49 +139,58 @@ class Answer:
         self._finish = FinishReason.FINISH_REASON_LENGTH
         return True
 
-    def _call(self, call: Invoke) -> Iterator[ChatDelta]:
+    def _call(self, call: Invoke) -> Iterator[Piece]:
         if self._is_full(call.name + call.arguments_json):
             return
         self._parts.append(_Part("tool_call", [], call.name))
         part, texts = len(self._parts) - 1, self._parts[-1].texts
-        yield ChatDelta(part=part, tool_call=ToolCallDelta(name=call.name))
+        yield part, "name", call.name
         texts.append(call.arguments_json)
         if call.arguments_json:
-            yield ChatDelta(part=part, tool_call=ToolCallDelta(arguments_json=call.arguments_json))
+            yield part, "arguments", call.arguments_json
 
-    def _usage(self) -> Usage:
+    def _tell_usage(self, usage: Usage, texts: Sequence[str]) -> None:
+        """Report what the script charges, else the estimate; `texts` are those of the parts."""
+        usage.attempts = 1
         charge = self._charge
         if charge is not None:
-            return Usage(
-                input_tokens=charge.input_tokens,
-                output_tokens=charge.output_tokens,
-                cached_input_tokens=charge.cached_input_tokens,
-                reasoning_tokens=charge.reasoning_tokens,
-                attempts=1,
-            )
-        reasoning = sum(estimate_text("".join(part.texts)) for part in self._parts if part.kind == "reasoning")
-        rest = sum(estimate_text("".join(part.texts)) for part in self._parts if part.kind != "reasoning")
-        return Usage(
-            input_tokens=estimate_chat(self._chat),
-            output_tokens=rest + reasoning,
-            reasoning_tokens=reasoning,
-            attempts=1,
-        )
+            usage.input_tokens, usage.output_tokens = charge.input_tokens, charge.output_tokens
+            usage.cached_input_tokens, usage.reasoning_tokens = charge.cached_input_tokens, charge.reasoning_tokens
+            return
+        usage.input_tokens = estimate_chat(self._chat)
+        for part, text in zip(self._parts, texts, strict=True):
+            tokens = estimate_text(text)
+            usage.output_tokens += tokens
+            if part.kind == "reasoning":
+                usage.reasoning_tokens += tokens
 
 
-def _finished(part: _Part, index: int) -> Part:
-    text = "".join(part.texts)
+def _say(delta: ChatDelta, part: int, kind: str, text: str) -> None:
+    delta.part = part
+    if kind == "text":
+        delta.text = text
+    elif kind == "reasoning":
+        delta.reasoning = text
+    elif kind == "name":
+        delta.tool_call.name = text
+    else:
+        delta.tool_call.arguments_json = text
+
+
+def _finish(into: Part, part: _Part, text: str, index: int) -> None:
     if part.kind == "text":
-        return Part(text=TextPart(text=text))
-    if part.kind == "reasoning":
-        return Part(reasoning=ReasoningPart(text=text))
-    return Part(tool_call=ToolCall(name=part.name, arguments_json=text or "{}", provider_call_id=f"call_{index}"))
+        into.text.text = text
+    elif part.kind == "reasoning":
+        into.reasoning.text = text
+    else:
+        call = into.tool_call
+        call.name, call.arguments_json, call.provider_call_id = part.name, text or "{}", f"call_{index}"
 
 
 def said(message: Message) -> str:
     """Return what a message says, without what only looks like saying: calls, results, reasoning."""
     texts = []
-    for part in message.parts:
+    for part in message.parts[:]:
         kind = part.WhichOneof("kind")
         if kind == "text":
             texts.append(part.text.text)

@@ -114,7 +114,7 @@ class Scripted:
             elif isinstance(directive, Fail | Stall) and self._strikes(directive.times, chat, number, index):
                 yield answer.frame()
                 await _strike(directive)
-            for delta in answer.pieces(directive):
+            for piece in answer.pieces(directive):
                 if pieces == cut_after:
                     yield answer.frame()
                     return
@@ -122,7 +122,7 @@ class Scripted:
                     if answer.pending:
                         yield answer.frame()
                     await asyncio.sleep(delay_seconds)
-                answer.pending.append(delta)
+                answer.pending.append(piece)
                 pieces += 1
         if cut_after is None:
             yield answer.last_frame()
