@@ -318,20 +318,26 @@ def check(chat: Chat, model: Model) -> None:
 
 def lacks(model: Model, needs: Iterable[str]) -> str | None:
     """Return the first of the needed capabilities that a model has not, or None."""
-    return next((capability for capability in needs if not getattr(model.capabilities, capability)), None)
+    capabilities = model.capabilities
+    for capability in needs:
+        if not getattr(capabilities, capability):
+            return capability
+    return None
 
 
-def needed(chat: Chat) -> Iterator[str]:
-    """Yield the capabilities that a call needs, as field names of ModelCapabilities. May repeat itself."""
-    yield "chat"
+def needed(chat: Chat) -> list[str]:
+    """Return the capabilities that a call needs, as field names of ModelCapabilities. May repeat itself."""
+    needs = ["chat"]
     if chat.tools:
-        yield "tools"
+        needs.append("tools")
     capability = _OF_FORMAT.get(chat.response_format.kind)
     if capability is not None:
-        yield capability
-    for message in chat.messages:
-        for part in message.parts:
-            yield from _needed_by(part)
+        needs.append(capability)
+    for message in chat.messages[:]:
+        for part in message.parts[:]:
+            if part.WhichOneof("kind") != "text":
+                needs += _needed_by(part)
+    return needs
 
 
 def _needed_by(part: Part) -> Iterator[str]:

@@ -9,7 +9,7 @@ reach any more is garbage. Deltas of a stretch are read after the events that op
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from behest.v1.chat_service_pb2 import ChatDelta, ToolCallDelta
@@ -58,16 +58,18 @@ class Stretch:
         self.told = 0
         """How much progress there was, what is not kept included."""
 
-    def add(self, delta: ChatDelta) -> None:
-        """Add a piece of the model's answer."""
-        kind = delta.WhichOneof("kind")
-        if kind == "text":
-            self.pieces.append(("text", delta.part, "", delta.text))
-        elif kind == "reasoning":
-            self.pieces.append(("reasoning", delta.part, "", delta.reasoning))
-        elif kind == "tool_call":
-            call = delta.tool_call
-            self.pieces.append(("tool_call", delta.part, call.name, call.arguments_json))
+    def add(self, deltas: Iterable[ChatDelta]) -> None:
+        """Add pieces of the model's answer."""
+        add = self.pieces.append
+        for delta in deltas:
+            kind = delta.WhichOneof("kind")
+            if kind == "text":
+                add(("text", delta.part, "", delta.text))
+            elif kind == "reasoning":
+                add(("reasoning", delta.part, "", delta.reasoning))
+            elif kind == "tool_call":
+                call = delta.tool_call
+                add(("tool_call", delta.part, call.name, call.arguments_json))
 
     def add_progress(self, call_id: str, attempt: int, progress: Progress) -> None:
         """Add a tool's progress; past the limit it takes the place of the call's earlier ones."""
@@ -102,14 +104,14 @@ class Place:
         if len(stretch.pieces) == self.pieces and stretch.told == self.progress:
             return b""
         deltas, self.pieces = _merge(stretch, self.pieces, room)
-        deltas += [
-            Delta(step=stretch.step, attempt=attempt, call_id=call_id, index=number, tool_progress=progress)
-            for number, call_id, attempt, progress in stretch.progress[
-                bisect_left(stretch.progress, self.progress, key=_number) :
+        if stretch.told > self.progress:
+            new = stretch.progress[bisect_left(stretch.progress, self.progress, key=_number) :]
+            deltas += [
+                Delta(step=stretch.step, attempt=attempt, call_id=call_id, index=number, tool_progress=progress)
+                for number, call_id, attempt, progress in new
             ]
-        ]
-        self.progress = stretch.told
-        return b"".join(_framed(delta) for delta in deltas)
+            self.progress = stretch.told
+        return b"".join(map(_framed, deltas))
 
 
 def _number(entry: tuple[int, str, int, Progress]) -> int:

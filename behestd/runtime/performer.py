@@ -188,17 +188,17 @@ class Performer:
             self._house.switch.hold_model(task.run, effect.endpoint)
             async with aclosing(guarded(resolved.provider.stream(chat), limits)) as frames:
                 async for frame in frames:
-                    for delta in frame.deltas:
-                        stretch.add(delta)
-                    if frame.deltas:
+                    if deltas := frame.deltas[:]:
+                        stretch.add(deltas)
                         task.deltas.pulse()
                         if not heard:
                             heard = True
                             self._house.listener.first_delta(task.run, effect.step, self._clock.now_ns())
                     if frame.HasField("end"):
-                        attempt.used(frame.end.usage)
-                        self._learn(resolved.endpoint, window.raw_tokens, frame.end)
-                        return ModelEnded(effect.step, effect.attempt, frame.end)
+                        end = frame.end
+                        attempt.used(end.usage)
+                        self._learn(resolved.endpoint, window.raw_tokens, end)
+                        return ModelEnded(effect.step, effect.attempt, end)
             raise ProviderFailure("PROVIDER_STREAM_BROKEN", "the answer ended without its end marker")
 
     def _learn(self, endpoint: str, estimated: int, end: ChatEnd) -> None:
@@ -207,7 +207,8 @@ class Performer:
             self._house.calibration.note(endpoint, estimated, end.usage.input_tokens)
 
     def _attempt(self, effect: CallModel, run: Run, window: Window, endpoint: str) -> Attempt:
-        is_retry = any(failure.endpoint == effect.endpoint for failure in run.step.failures)
+        failures = run.step.failures
+        is_retry = bool(failures) and any(failure.endpoint == effect.endpoint for failure in failures)
         tokens = window.input_tokens if self._endpoints.has_limits else 0
         return self._endpoints.attempt(
             endpoint, effect.deadline_ns, is_retry=is_retry, tokens=tokens, namespace=run.created.namespace

@@ -116,7 +116,7 @@ class Stage:
         """Have an open attempt, or tool, say something."""
         self.whole[key] += text
         if key[1]:
-            self.deltas.of(*key).add(ChatDelta(text=text))
+            self.deltas.of(*key).add([ChatDelta(text=text)])
         else:
             self.deltas.of_call(self.run, f"call_{key[0]}").add_progress(f"call_{key[0]}", 1, Progress(text=text))
 
