@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from behest.v1.chat_service_pb2 import ChatDelta, ToolCallDelta
+from behest.v1.chat_service_pb2 import ChatDelta
 from behest.v1.delta_pb2 import Delta
 from behest.v1.tool_pb2 import Progress
 from behestd.core.lanes import lane_of_call
@@ -125,20 +125,23 @@ def _merge(stretch: Stretch, start: int, room: int) -> tuple[list[Delta], int]:
     index, left = start, room
     while index < len(pieces) and left > 0:
         kind, part, name, text = pieces[index]
-        end, left = index + 1, left - len(text)
-        while end < len(pieces) and left > 0 and pieces[end][:2] == (kind, part) and not pieces[end][2]:
-            left -= len(pieces[end][3])
-            end += 1
-        text = "".join(piece[3] for piece in pieces[index:end])
-        delta = Delta(step=stretch.step, attempt=stretch.attempt, part=part, index=end - 1)
+        texts, left, index = [text], left - len(text), index + 1
+        while index < len(pieces) and left > 0:
+            its_kind, its_part, its_name, more = pieces[index]
+            if its_kind != kind or its_part != part or its_name:
+                break
+            texts.append(more)
+            left, index = left - len(more), index + 1
+        text = "".join(texts)
+        delta = Delta()
+        delta.step, delta.attempt, delta.part, delta.index = stretch.step, stretch.attempt, part, index - 1
         if kind == "text":
             delta.text = text
         elif kind == "reasoning":
             delta.reasoning = text
         else:
-            delta.tool_call.CopyFrom(ToolCallDelta(name=name, arguments_json=text))
+            delta.tool_call.name, delta.tool_call.arguments_json = name, text
         merged.append(delta)
-        index = end
     return merged, index
 
 

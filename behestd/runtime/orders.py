@@ -125,10 +125,10 @@ class Orders:
         if pinned is None:
             asked = _Asked(needs, chance, graph)
             pinned = self._pin(namespace, spec, (agent, callable_agents), heritage, asked)
-        if heritage.parent is None and (graph is None or len(pinned.data) <= _REMEMBERED_BYTES):
-            self._pinned[key] = pinned
-            if len(self._pinned) > _REMEMBERED:
-                self._pinned.popitem(last=False)
+            if heritage.parent is None and (graph is None or len(pinned.data) <= _REMEMBERED_BYTES):
+                self._pinned[key] = pinned
+                if len(self._pinned) > _REMEMBERED:
+                    self._pinned.popitem(last=False)
         return pinned
 
     async def tools_of(self, namespace: str, agent_id: str) -> tuple[Tool, ...]:

@@ -62,7 +62,7 @@ class Trail:
         if exchange is not None:
             for message in (exchange.request, exchange.reply):
                 if message is not None:
-                    targets.update(self._targets.of(message))
+                    self._targets.find(message, targets)
             targets |= exchange.targets
         return Row(
             time_ns=time.time_ns(),
@@ -94,8 +94,8 @@ class Targets:
     def __init__(self) -> None:
         self._fields: dict[str, tuple[_Field, ...]] = {}
 
-    def of(self, message: Message, depth: int = 1) -> Iterator[tuple[str, str]]:
-        """Yield the ids and names of things that a message names, by the names of their fields."""
+    def find(self, message: Message, targets: dict[str, str], depth: int = 1) -> None:
+        """Add the ids and names of things that a message names to targets, by the names of their fields."""
         name = message.DESCRIPTOR.full_name
         fields = self._fields.get(name)
         if fields is None:
@@ -103,13 +103,13 @@ class Targets:
         for field in fields:
             if field.is_message:
                 if depth < _DEPTH and message.HasField(field.name):
-                    yield from self.of(getattr(message, field.name), depth + 1)
+                    self.find(getattr(message, field.name), targets, depth + 1)
                 continue
             value = getattr(message, field.name)
             if not value:
                 continue
             known = field.enum.values_by_number.get(value) if field.enum is not None else None
-            yield field.told, value if field.is_text else known.name if known is not None else str(value).lower()
+            targets[field.told] = value if field.is_text else known.name if known is not None else str(value).lower()
 
 
 def _fields(descriptor: Any) -> Iterator[_Field]:

@@ -165,11 +165,13 @@ async def _follow(call: Call, watches: Watches, cursor: Cursor) -> None:
         if frame:
             await call.write(frame, cursor.after)
             has_sent = True
-            continue
+        # Deltas go before the event that closes their stretch: behind the last event there is nothing.
         if tail.is_ended and cursor.after >= tail.head:
             if not has_sent:
                 await call.write(cursor.heartbeat(), cursor.after)
             return
+        if frame:
+            continue
         tail.check(cursor.after)
         if watches.is_draining:
             raise Draining(cursor.after)
