@@ -31,18 +31,20 @@ from behestd.core.spend import priced
 from behestd.core.state import Run, Summarising
 from behestd.core.step import message_id
 from behestd.core.times import duration_ns, timestamp
+from behestd.core.window import Window
 
 TOO_LONG = frozenset({"PROVIDER_CONTEXT_TOO_LONG", "CONTEXT_WINDOW_EXCEEDED"})
 """Reasons of failures that a shorter conversation may help against."""
 
 
-def make_room(draft: Draft, tokens: int, endpoint: str, *, begins: bool) -> bool:
-    """Ask for a summary when a call of so many tokens is too long for its model. Whether one is asked for."""
-    run = draft.run
-    pinned = run.definition.compaction
-    window = window_of(run, endpoint)
+def make_room(draft: Draft, window: Window, endpoint: str, *, begins: bool) -> bool:
+    """Ask for a summary when a call is too long for its model. Whether one is asked for."""
+    run, tokens = draft.run, window.whole_tokens
+    if not window.model_tokens or not run.definition.HasField("compaction"):
+        return False
     step = run.step.number + begins
-    if not window or tokens <= window * pinned.policy.threshold or run.compaction.step == step:
+    threshold = run.definition.compaction.policy.threshold
+    if tokens <= window.model_tokens * threshold or run.compaction.step == step:
         return False
     return _ask(draft, (step, endpoint, tokens), is_reactive=False)
 

@@ -53,7 +53,7 @@ from behestd.core.signals import (
     Wake,
 )
 from behestd.core.state import Phase, Run, state_name
-from behestd.core.times import SECOND, duration_ns, timestamp
+from behestd.core.times import SECOND, duration_ns, set_timestamp
 from behestd.errors import RunEnding
 
 _QUEUED = RunState.RUN_STATE_QUEUED
@@ -240,8 +240,10 @@ def claim_count(run: Run) -> int:
 def _start(draft: Draft, start: Start) -> None:
     if draft.run.state != _QUEUED:
         return
-    deadline_ns = draft.given.now_ns + duration_ns(draft.run.created.timeout)
-    draft.note(events.RunStarted(session_index=start.session_index, deadline=timestamp(deadline_ns)))
+    started = events.RunStarted()
+    started.session_index = start.session_index
+    set_timestamp(started.deadline, draft.given.now_ns + duration_ns(draft.run.created.timeout))
+    draft.note(started)
 
 
 # --- commands ---

@@ -106,7 +106,7 @@ def rooted(run_id: str, event: Event, data: bytes, definition: RunDefinition) ->
 
 def start(run_id: str, created: Payload, definition: RunDefinition, now_ns: int) -> Run:
     """Make the state of a run that has nothing but its creation, at sequence 1 and epoch 0."""
-    transcript = tuple(created.forked_from.messages)
+    transcript = tuple(created.forked_from.messages) if created.HasField("forked_from") else ()
     if created.input.parts:
         transcript += (created.input,)
     life, graph = Life(create_ns=now_ns), nodes.begin(definition, created)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from behest.v1.model_pb2 import Price
 from behest.v1.usage_pb2 import Usage
-from behestd.core.state import Spend, replace
+from behestd.core.state import Spend
 
 
 def settle(spend: Spend, usage: Usage) -> Spend:
@@ -12,25 +12,31 @@ def settle(spend: Spend, usage: Usage) -> Spend:
     attempts = usage.attempts
     if not attempts:
         return spend
-    has_cost = usage.HasField("cost_micro_usd")
-    return replace(
-        spend,
-        input_tokens=spend.input_tokens + usage.input_tokens,
-        output_tokens=spend.output_tokens + usage.output_tokens,
-        cached_input_tokens=spend.cached_input_tokens + usage.cached_input_tokens,
-        cache_write_tokens=spend.cache_write_tokens + usage.cache_write_tokens,
-        reasoning_tokens=spend.reasoning_tokens + usage.reasoning_tokens,
-        cost_micro_usd=spend.cost_micro_usd + usage.cost_micro_usd,
-        unpriced_attempts=spend.unpriced_attempts + (0 if has_cost else attempts),
-        attempts=spend.attempts + attempts,
+    return Spend(
+        spend.input_tokens + usage.input_tokens,
+        spend.output_tokens + usage.output_tokens,
+        spend.cached_input_tokens + usage.cached_input_tokens,
+        spend.cache_write_tokens + usage.cache_write_tokens,
+        spend.reasoning_tokens + usage.reasoning_tokens,
+        spend.cost_micro_usd + usage.cost_micro_usd,
+        spend.unpriced_attempts + (0 if usage.HasField("cost_micro_usd") else attempts),
+        spend.attempts + attempts,
+        spend.tool_calls,
     )
 
 
 def total(spend: Spend) -> Usage:
     """The sum as the contract has it: the cost is set only when every attempt's is known."""
     usage = Usage()
+    add_up(spend, usage)
+    return usage
+
+
+def add_up(spend: Spend, usage: Usage) -> None:
+    """Fill an empty usage, which stands in its message already, with that sum."""
+    usage.SetInParent()
     if not spend.attempts:
-        return usage
+        return
     usage.input_tokens = spend.input_tokens
     usage.output_tokens = spend.output_tokens
     usage.cached_input_tokens = spend.cached_input_tokens
@@ -39,26 +45,24 @@ def total(spend: Spend) -> Usage:
     usage.attempts = spend.attempts
     if not spend.unpriced_attempts:
         usage.cost_micro_usd = spend.cost_micro_usd
-    return usage
 
 
 def priced(usage: Usage, price: Price | None) -> Usage:
     """One attempt's usage with its cost, rounded half up to a micro-dollar; without one when a price is missing."""
-    sent, said = usage.input_tokens, usage.output_tokens
-    from_cache, into_cache = usage.cached_input_tokens, usage.cache_write_tokens
     counted = Usage()
-    counted.input_tokens, counted.output_tokens = sent, said
-    counted.cached_input_tokens, counted.cache_write_tokens = from_cache, into_cache
-    counted.reasoning_tokens, counted.attempts = usage.reasoning_tokens, 1
+    counted.CopyFrom(usage)
+    counted.attempts = 1
+    counted.ClearField("cost_micro_usd")
     if price is None or not price.HasField("input_micro_usd") or not price.HasField("output_micro_usd"):
         return counted
     cached = price.cached_input_micro_usd if price.HasField("cached_input_micro_usd") else price.input_micro_usd
     written = price.cache_write_micro_usd if price.HasField("cache_write_micro_usd") else price.input_micro_usd
+    from_cache, into_cache = usage.cached_input_tokens, usage.cache_write_tokens
     millionths = (
-        max(sent - from_cache - into_cache, 0) * price.input_micro_usd
+        max(usage.input_tokens - from_cache - into_cache, 0) * price.input_micro_usd
         + from_cache * cached
         + into_cache * written
-        + said * price.output_micro_usd
+        + usage.output_tokens * price.output_micro_usd
     )
     counted.cost_micro_usd = (millionths + 500_000) // 1_000_000
     return counted

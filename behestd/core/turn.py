@@ -7,7 +7,7 @@ from hashlib import sha256
 from behest.v1 import model_event_pb2 as models
 from behest.v1 import run_event_pb2 as events
 from behest.v1.definition_pb2 import DoomLoopAction
-from behest.v1.message_pb2 import Message, Part, Role, ToolCall
+from behest.v1.message_pb2 import Part, Role, ToolCall
 from behest.v1.model_event_pb2 import FailureClass, SupersedeReason
 from behest.v1.model_pb2 import Price
 from behest.v1.run_state_pb2 import RunOutput, WaitReason
@@ -30,7 +30,7 @@ from behestd.core.sources import Gathered, is_asked, limits_of, planned
 from behestd.core.spend import priced
 from behestd.core.state import Failure, Phase, Run
 from behestd.core.step import message_id
-from behestd.core.times import SECOND, timestamp
+from behestd.core.times import SECOND, set_timestamp, timestamp
 from behestd.core.window import Window, built, compose, is_cut
 
 
@@ -53,7 +53,7 @@ def request(draft: Draft, gathered: Gathered | None = None) -> None:
         return
     context = (gathered or planned(run.definition, draft.given.calibration)) if begins else None
     window = compose(run, draft.given.history, chosen.endpoint, context)
-    if compaction_turn.make_room(draft, window.whole_tokens, chosen.endpoint, begins=begins):
+    if compaction_turn.make_room(draft, window, chosen.endpoint, begins=begins):
         return
     reserve = priced(most_of(run, window.input_tokens), price_of(run, chosen.endpoint))
     if _is_refused(draft, window, reserve, chosen.endpoint, begins=begins):
@@ -66,17 +66,15 @@ def request(draft: Draft, gathered: Gathered | None = None) -> None:
             return
     run, attempt = draft.run, draft.run.step.attempts + 1
     draft.given.composed.keep(run.step.number, attempt, window)
-    draft.note(
-        models.ModelRequested(
-            step=run.step.number,
-            attempt=attempt,
-            request_hash=sha256(window.chat.SerializeToString(deterministic=True)).digest(),
-            endpoint=chosen.endpoint,
-            input_upto_sequence=run.head.sequence,
-            reserve=reserve,
-            deadline=timestamp(min(draft.given.now_ns + draft.given.model_timeout_ns, run.life.deadline_ns)),
-        )
-    )
+    deadline_ns = min(draft.given.now_ns + draft.given.model_timeout_ns, run.life.deadline_ns)
+    requested = models.ModelRequested()
+    requested.step, requested.attempt = run.step.number, attempt
+    requested.request_hash = sha256(window.chat.SerializeToString(deterministic=True)).digest()
+    requested.endpoint = chosen.endpoint
+    requested.input_upto_sequence = run.head.sequence
+    requested.reserve.CopyFrom(reserve)
+    set_timestamp(requested.deadline, deadline_ns)
+    draft.note(requested)
 
 
 def _go_without(draft: Draft, chosen: route.WaitUntil | route.GiveUp) -> None:
@@ -99,6 +97,8 @@ def _policy(run: Run, given: Given) -> route.RoutePolicy:
 
 def _next(draft: Draft, failures: tuple[Failure, ...]) -> route.Next:
     run, given = draft.run, draft.given
+    if not (failures or given.health.open_until_ns or given.health.spent_until_ns):
+        return route.Try(run.definition.models[0])
     quota = [failure for failure in failures if failure.failure_class == FailureClass.FAILURE_CLASS_QUOTA]
     if len(quota) == 1 and quota[0] is failures[-1] and quota[0].due_ns <= given.now_ns:
         return route.Try(quota[0].endpoint)
@@ -240,24 +240,18 @@ def ended(draft: Draft, signal: ModelEnded) -> None:
         usage = Usage(input_tokens=attempt.reserve.input_tokens, output_tokens=estimate(end.message))
         source = UsageSource.USAGE_SOURCE_ESTIMATED
     usage = priced(usage, price_of(run, attempt.endpoint))
-    message = Message(
-        id=message_id(run, len(run.transcript)),
-        role=Role.ROLE_ASSISTANT,
-        parts=[_renamed(run, attempt.number, index, part) for index, part in enumerate(end.message.parts)],
-        usage=usage,
-    )
-    draft.note(
-        models.ModelCompleted(
-            step=signal.step,
-            attempt=signal.attempt,
-            message=message,
-            finish_reason=end.finish_reason,
-            usage=usage,
-            usage_source=source,
-            endpoint=attempt.endpoint,
-            provider_request_id=end.provider_request_id,
-        )
-    )
+    completed = models.ModelCompleted()
+    completed.step, completed.attempt = signal.step, signal.attempt
+    message = completed.message
+    message.id, message.role = message_id(run, len(run.transcript)), Role.ROLE_ASSISTANT
+    message.parts.extend(_renamed(run, attempt.number, index, part) for index, part in enumerate(end.message.parts))
+    message.usage.CopyFrom(usage)
+    completed.finish_reason = end.finish_reason
+    completed.usage.CopyFrom(usage)
+    completed.usage_source = source
+    completed.endpoint = attempt.endpoint
+    completed.provider_request_id = end.provider_request_id
+    draft.note(completed)
     _detect_doom_loop(draft)
 
 
@@ -356,9 +350,9 @@ def output(run: Run) -> RunOutput:
     """What came of the run: the last answer, with the pieces that length cut before it."""
     pieces = run.transcript[-1 - run.turns.length_recoveries :]
     text = "".join(part.text.text for message in pieces for part in message.parts if part.HasField("text"))
-    return RunOutput(
-        text=text,
-        json=structured.result(run.definition.response_format, text, run.step.finish_reason),
-        message=run.transcript[-1],
-        finish_reason=run.step.finish_reason,  # type: ignore[arg-type]
-    )
+    answer = RunOutput()
+    answer.text = text
+    answer.json = structured.result(run.definition.response_format, text, run.step.finish_reason)
+    answer.message.CopyFrom(run.transcript[-1])
+    answer.finish_reason = run.step.finish_reason  # type: ignore[assignment]  # an enum's number
+    return answer

@@ -42,28 +42,31 @@ class Window:
 
     chat: Chat
     tokens_by_source: dict[str, int]
+    input_tokens: int
+    """Tokens that the call sends, estimated."""
     trims: tuple[ContextTrim, ...] = ()
+    model_tokens: int = 0
+    """Tokens that fit into the model. 0: unknown."""
     limit_tokens: int = 0
     """Most tokens that leave room for the answer. 0: unknown."""
     raw_tokens: int = 0
     """Tokens that the call sends, estimated and not corrected for the model."""
-    is_too_long: bool = False
-    """Whether it does not fit the model's window, even without room for the answer."""
 
     @property
-    def input_tokens(self) -> int:
-        """Tokens that the call sends, estimated."""
-        return sum(self.tokens_by_source.values())
+    def is_too_long(self) -> bool:
+        """Whether it does not fit the model's window, even without room for the answer."""
+        return 0 < self.model_tokens < self.input_tokens
 
     @property
     def whole_tokens(self) -> int:
         """The same with what the model's window has no room for: what a shorter history would have to be made of."""
-        return self.input_tokens + sum(trim.tokens for trim in self.trims if trim.reason == _WINDOW)
+        left_out = sum(trim.tokens for trim in self.trims if trim.reason == _WINDOW) if self.trims else 0
+        return self.input_tokens + left_out
 
     @property
     def trimmed_messages(self) -> int:
         """How many messages of the history were left out."""
-        return sum(trim.messages for trim in self.trims)
+        return sum(trim.messages for trim in self.trims) if self.trims else 0
 
 
 def compose(run: Run, history: Sequence[Message], endpoint: str, gathered: Gathered | None = None) -> Window:
@@ -103,36 +106,42 @@ def compose(run: Run, history: Sequence[Message], endpoint: str, gathered: Gathe
         messages.extend(mended(kept) if name == HISTORY else context)
     messages.extend(transcript)
     used = {name: count for name, count in {**tokens, HISTORY: size}.items() if count}
-    total, window = sum(used.values()), limits.context_window_tokens
+    total = sum(used.values())
     return Window(
         chat=_call(run, endpoint, messages),
         tokens_by_source=used,
+        input_tokens=total,
         trims=trims,
+        model_tokens=limits.context_window_tokens,
         limit_tokens=most,
         raw_tokens=total if ratio == EXACT else sum(raw.values()) + sum(map(estimate, kept)),
-        is_too_long=bool(window) and total > window,
     )
 
 
 def built(run: Run, window: Window, given: Gathered) -> ContextBuilt:
     """The event with which a step begins."""
-    return ContextBuilt(
-        step=run.steps + 1,
-        visit=run.visit,
-        messages=len(window.chat.messages),
-        tokens_by_source=window.tokens_by_source,
-        trimmed_messages=window.trimmed_messages,
-        provided=given.messages,
-        outcomes=given.outcomes,
-        calibration_permille=given.ratios,
-        trims=window.trims,
-    )
+    event = ContextBuilt()
+    event.step, event.visit = run.steps + 1, run.visit
+    event.messages = len(window.chat.messages)
+    event.tokens_by_source.update(window.tokens_by_source)
+    if window.trims:
+        event.trimmed_messages = window.trimmed_messages
+        event.trims.extend(window.trims)
+    if given.outcomes:
+        event.provided.extend(given.messages)
+        event.outcomes.extend(given.outcomes)
+    if given.ratios:
+        event.calibration_permille.extend(given.ratios)
+    return event
 
 
 def _call(run: Run, endpoint: str, messages: Sequence[Message]) -> Chat:
     """The call with these messages."""
     definition = run.definition
-    chat = Chat(model=endpoint, messages=messages, tools=definition.tools or None, run_id=run.id)
+    chat = Chat(messages=messages)
+    chat.model, chat.run_id = endpoint, run.id
+    if definition.tools:
+        chat.tools.extend(definition.tools)
     if definition.provider_options_json:
         chat.provider_options_json = definition.provider_options_json
     if definition.HasField("tool_choice"):

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from behestd.log.store import Chunk
 
-_SMALL = tuple(bytes((number,)) for number in range(0x80))
+_BYTES = tuple(bytes((number,)) for number in range(0x100))
 TAG = b"\x0a"
 """Field 1, length-delimited."""
 
@@ -18,9 +18,9 @@ TAG = b"\x0a"
 def varint(number: int) -> bytes:
     """Encode a non-negative number as protobuf does."""
     if number < 0x80:
-        return _SMALL[number]
+        return _BYTES[number]
     if number < 0x4000:
-        return bytes((number & 0x7F | 0x80, number >> 7))
+        return _BYTES[number & 0x7F | 0x80] + _BYTES[number >> 7]
     parts = bytearray()
     while number >= 0x80:
         parts.append(number & 0x7F | 0x80)

@@ -97,7 +97,7 @@ class UsageStore(Protocol):
 
 def figure(value: int) -> int:
     """A figure as it is kept."""
-    return min(max(value, 0), MOST)
+    return value if 0 <= value <= MOST else min(max(value, 0), MOST)
 
 
 def key_of(row: Spent, group_by: tuple[str, ...]) -> tuple[int | str, ...]:

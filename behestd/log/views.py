@@ -17,7 +17,7 @@ from behestd.core.report import report
 from behestd.core.run import Payload
 from behestd.core.state import Run
 from behestd.core.step import message_id
-from behestd.core.times import SECOND, nanoseconds, timestamp
+from behestd.core.times import nanoseconds, set_timestamp, timestamp
 from behestd.log import approval_records, call_records
 from behestd.log.store import Entry, RunRow
 
@@ -33,23 +33,23 @@ _CALL_BITS = 12
 
 def row(run: Run) -> RunRow:
     """The row of a run."""
-    is_started = run.life.session_index > 0
+    created, life, head, is_ended = run.created, run.life, run.head, run.is_ended
     return RunRow(
-        namespace=run.created.namespace,
-        run_id=run.id,
-        session_id=run.created.session_id,
-        agent_id=run.definition.agent_id,
-        state=run.state,
-        epoch=run.head.epoch,
-        last_sequence=run.head.sequence,
-        last_hash=run.head.hash,
-        session_index=run.life.session_index,
-        create_time_ns=run.life.create_ns,
-        body=report(run).SerializeToString(),
-        is_active=is_started and not run.is_ended,
-        is_ended=run.is_ended,
-        log_bytes=run.head.log_bytes,
-        end_time_ns=run.life.end_ns,
+        created.namespace,
+        run.id,
+        created.session_id,
+        run.definition.agent_id,
+        run.state,
+        head.epoch,
+        head.sequence,
+        head.hash,
+        life.session_index,
+        life.create_ns,
+        report(run).SerializeToString(),
+        is_active=life.session_index > 0 and not is_ended,
+        is_ended=is_ended,
+        log_bytes=head.log_bytes,
+        end_time_ns=life.end_ns,
     )
 
 
@@ -75,15 +75,17 @@ def entries(
 ) -> tuple[tuple[Entry, ...], dict[str, ToolCallRecord]]:
     """The entries that a commit writes, and the records of the calls that are open after it."""
     rows = [_message(after, index, now_ns) for index in _new_messages(before, after)]
-    records = dict(calls)
+    records: dict[str, ToolCallRecord] = {}
     has_calls = calls or after.step.calls or after.nodes is not None
-    if has_calls or any(type(payload) in call_records.OF_CALLS for payload in payloads):
+    if has_calls or not call_records.OF_CALLS.isdisjoint(map(type, payloads)):
+        records.update(calls)
         rows += [_call(after, record) for record in call_records.fold(records, before, after, payloads, now_ns)]
         rows += [approval_entry(record) for record in approval_records.fold(before, after, payloads, now_ns)]
+        kept = {call.call.id for call in after.calls}
+        records = {call_id: record for call_id, record in records.items() if call_id in kept}
     if before is not None and after.compaction.summary is not before.compaction.summary:
         rows += _summaries(after, payloads, now_ns)
-    kept = {call.call.id for call in after.calls}
-    return tuple(rows), {call_id: record for call_id, record in records.items() if call_id in kept}
+    return tuple(rows), records
 
 
 def _new_messages(before: Run | None, after: Run) -> range:
@@ -99,14 +101,15 @@ def position(session_index: int, index: int) -> int:
 
 
 def _message(run: Run, index: int, now_ns: int) -> Entry:
-    said = run.transcript[index]
     message = Message()
-    message.CopyFrom(said)
-    message.id = said.id or message_id(run, index)
+    message.CopyFrom(run.transcript[index])
+    said_id = message.id
+    if not said_id:
+        said_id = message.id = message_id(run, index)
     message.run_id = run.id
-    message.create_time.seconds, message.create_time.nanos = divmod(now_ns, SECOND)
+    set_timestamp(message.create_time, now_ns)
     place = position(run.life.session_index, index)
-    return Entry(MESSAGE, message.id, run.created.session_id, run.id, place, message.SerializeToString())
+    return Entry(MESSAGE, said_id, run.created.session_id, run.id, place, message.SerializeToString())
 
 
 def summary_position(session_index: int, number: int) -> int:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from hashlib import sha256
 
-from behest.v1.message_pb2 import Message
+from behest.v1.message_pb2 import Message, Role
 from behest.v1.run_event_pb2 import ClaimReason, ForkedFrom, ParentRun, RunCreated
 from behest.v1.run_spec_pb2 import RunSpec
 from behest.v1.run_state_pb2 import SessionPolicy
 from behest.v1.session_pb2 import Session as SessionMessage
 from behestd.core.run import Payload, start
 from behestd.core.signals import Claim, Given, Start
-from behestd.core.times import SECOND, duration, duration_ns, timestamp
+from behestd.core.times import SECOND, duration, duration_ns, set_timestamp
 from behestd.errors import AlreadyExists, BehestError, SessionNotFound
 from behestd.log import store
 from behestd.log.store import Guard, Put, RecordChanged, SessionIsFree
@@ -102,27 +102,32 @@ def _created(order: Order, house: House) -> RunCreated:
     timeout = limits.timeout
     if spec.HasField("timeout") and duration_ns(spec.timeout) < duration_ns(timeout):
         timeout = spec.timeout
-    message = Message(id=house.ids.make("msg"), role=2, parts=spec.input) if spec.input else None  # type: ignore[arg-type]
-    return RunCreated(
-        request_id=order.request_id,
-        request_digest=order.digest,
-        session_id=order.session_id,
-        session_policy=order.policy,
-        definition_hash=order.pinned.hash,
-        input=message,
-        timeout=timeout,
-        budgets=spec.budgets if spec.HasField("budgets") else None,
-        durability_class=house.log.store.durability,  # type: ignore[arg-type]
-        principal=order.principal,
-        labels=spec.labels or None,
-        forked_from=order.forked_from,
-        parent=order.parent,
-        namespace=order.namespace,
-        queue_timeout=duration(house.limits.queue_seconds),
-        cancel_on_disconnect=spec.cancel_on_disconnect,
-        traceparent=order.traceparent,
-        task=task_of(spec) if order.pinned.definition.HasField("graph") else None,
-    )
+    created = RunCreated()
+    created.request_id, created.request_digest = order.request_id, order.digest
+    created.session_id, created.session_policy = order.session_id, order.policy
+    created.definition_hash = order.pinned.hash
+    if spec.input:
+        message = created.input
+        message.id, message.role = house.ids.make("msg"), Role.ROLE_USER
+        message.parts.extend(spec.input)
+    created.timeout.CopyFrom(timeout)
+    if spec.HasField("budgets"):
+        created.budgets.CopyFrom(spec.budgets)
+    created.durability_class = house.log.store.durability  # type: ignore[assignment]  # an enum's number
+    created.principal = order.principal
+    if spec.labels:
+        created.labels.update(spec.labels)
+    if order.forked_from is not None:
+        created.forked_from.CopyFrom(order.forked_from)
+    if order.parent is not None:
+        created.parent.CopyFrom(order.parent)
+    created.namespace = order.namespace
+    created.queue_timeout.CopyFrom(duration(house.limits.queue_seconds))
+    created.cancel_on_disconnect = spec.cancel_on_disconnect
+    created.traceparent = order.traceparent
+    if order.pinned.definition.HasField("graph"):
+        created.task.CopyFrom(task_of(spec))
+    return created
 
 
 def _extras(order: Order, given: Given, session_index: int) -> Extras:
@@ -141,15 +146,11 @@ def _extras(order: Order, given: Given, session_index: int) -> Extras:
 
 
 def _session(order: Order, given: Given) -> Put:
-    now = timestamp(given.now_ns)
-    session = SessionMessage(
-        id=order.session_id,
-        agent_id=order.spec.agent_id,
-        principal=order.principal,
-        create_time=now,
-        update_time=now,
-        is_hidden=order.parent is not None,
-    )
+    session = SessionMessage()
+    session.id, session.agent_id, session.principal = order.session_id, order.spec.agent_id, order.principal
+    set_timestamp(session.create_time, given.now_ns)
+    set_timestamp(session.update_time, given.now_ns)
+    session.is_hidden = order.parent is not None
     record = store.Record(
         order.namespace,
         SESSION,
