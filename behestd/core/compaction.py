@@ -74,6 +74,8 @@ def is_summary(message: Message) -> bool:
 
 def seen(history: Sequence[Message]) -> tuple[Message, ...]:
     """The history in which the latest summary stands for what it summarises, and no other summary is left."""
+    if not history:
+        return ()
     found = next((at for at in range(len(history) - 1, -1, -1) if is_summary(history[at])), -1)
     if found <= 0:
         return tuple(history)

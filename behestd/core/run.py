@@ -159,8 +159,9 @@ def apply(run: Run, payload: Payload, now_ns: int) -> Run:
         run = _APPLY[kind](run, payload, now_ns)
     head = run.head
     epoch = head.epoch + 1 if kind == "run_claimed" else head.epoch
-    run = replace(run, state=state, head=Head(head.sequence + 1, epoch, head.hash, head.log_bytes))
-    return _close(run, now_ns) if state in TERMINAL else run
+    after = Head(head.sequence + 1, epoch, head.hash, head.log_bytes)
+    ending = _ending(run, now_ns) if state in TERMINAL else {}
+    return replace(run, state=state, head=after, **ending)
 
 
 # --- one function a kind, in the order of the table ---
@@ -289,15 +290,16 @@ def _of_node(fold: Callable[[nodes.Nodes, Payload, int], nodes.Nodes]) -> Callab
     return apply
 
 
-def _close(run: Run, now_ns: int) -> Run:
-    """End a run: calls without a result get a synthetic one, and what was said too late joins the transcript."""
-    transcript = run.transcript
-    if any(call.phase is not Phase.DONE for call in run.step.calls):
+def _ending(run: Run, now_ns: int) -> dict[str, object]:
+    """What ends with a run: calls without a result get a synthetic one, what was said too late joins the transcript."""
+    transcript, calls = run.transcript, run.step.calls
+    if calls and any(call.phase is not Phase.DONE for call in calls):
         transcript = (*transcript, results(run))
-    life = replace(run.life, end_ns=now_ns, wait=None, deadline_ns=0)
-    if run.nodes is not None:
-        run = replace(run, nodes=nodes.closed(run.nodes, now_ns))
-    return replace(run, life=life, transcript=transcript + run.step.inputs)
+    return {
+        "life": replace(run.life, end_ns=now_ns, wait=None, deadline_ns=0),
+        "transcript": transcript + run.step.inputs,
+        "nodes": nodes.closed(run.nodes, now_ns) if run.nodes is not None else None,
+    }
 
 
 _APPLY: dict[Kind, Callable[[Run, Payload, int], Run]] = {

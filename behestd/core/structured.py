@@ -35,9 +35,10 @@ def has_form(answer: ResponseFormat) -> bool:
 
 def instructions(definition: RunDefinition, endpoint: str) -> str:
     """The system text of a call: the definition's, and the form of the answer where the model is told it so."""
-    if endpoint not in definition.emulating_models or not has_form(definition.response_format):
+    answer = definition.response_format if definition.HasField("response_format") else None
+    if answer is None or endpoint not in definition.emulating_models or not has_form(answer):
         return definition.instructions
-    form = _told(definition.response_format)
+    form = _told(answer)
     return f"{definition.instructions}\n\n{form}" if definition.instructions else form
 
 

@@ -271,8 +271,10 @@ def _renamed(run: Run, attempt: int, index: int, part: Part) -> Part:
 
 def _detect_doom_loop(draft: Draft) -> None:
     run = draft.run
+    if not run.step.calls:
+        return
     policy = run.definition.limits.doom_loop
-    if policy.action == DoomLoopAction.DOOM_LOOP_ACTION_OFF or not run.step.calls:
+    if policy.action == DoomLoopAction.DOOM_LOOP_ACTION_OFF:
         return
     length = find_cycle(run.turns.fingerprints, policy.repeats)
     if not length:

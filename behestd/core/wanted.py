@@ -88,8 +88,7 @@ def alarm_ns(run: Run, cancel_grace_ns: int, pauses: Pauses = NONE) -> int:
         calls = run.step.calls
         free = tuple(call for call in calls if call.phase is not Phase.BACKOFF or not pauses.of_call(run, call))
         run = replace(run, step=replace(run.step, calls=free)) if len(free) < len(calls) else run
-    times = _times(run, cancel_grace_ns)
-    return min((time for time in times if time), default=0)
+    return min(filter(None, _times(run, cancel_grace_ns)), default=0)
 
 
 def _times(run: Run, cancel_grace_ns: int) -> list[int]:
@@ -105,8 +104,9 @@ def _times(run: Run, cancel_grace_ns: int) -> list[int]:
     times = [life.deadline_ns]
     if step.open is None and not step.answered and step.failures and run.compaction.open is None:
         times.append(step.failures[-1].due_ns)
-    times.extend(call.due_ns for call in step.calls if call.phase in (Phase.ASKED, Phase.UNKNOWN) or is_open(call))
-    times.extend(_retry_times(run))
+    if step.calls:
+        times.extend(call.due_ns for call in step.calls if call.phase in (Phase.ASKED, Phase.UNKNOWN) or is_open(call))
+        times.extend(_retry_times(run))
     return times
 
 

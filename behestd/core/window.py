@@ -91,7 +91,7 @@ def compose(run: Run, history: Sequence[Message], endpoint: str, gathered: Gathe
     raw = {
         "instructions": estimate_text(instructions),
         "run": sum(map(estimate, transcript)),
-        "tools": sum(map(estimate_tool, definition.tools)),
+        "tools": sum(map(estimate_tool, definition.tools)) if definition.tools else 0,
         **{name: sum(map(estimate, context)) for name, context in parts},
     }
     tokens = raw if ratio == EXACT else {name: corrected(count, ratio) for name, count in raw.items()}

@@ -49,14 +49,17 @@ def _rows(before: Run | None, after: Run, payloads: Sequence[Payload], now_ns: i
         if kind is ModelRequested:
             models[payload.step] = payload.endpoint
         purpose = ENDS.get(kind)
-        if purpose is None or not payload.usage.attempts:
+        if purpose is None:
+            continue
+        usage = payload.usage
+        if not usage.attempts:
             continue
         model = models.get(payload.step, "")
         if kind is ModelSuperseded:
-            rows.append(row_of(place, model, purpose, payload.usage, is_estimated=True))
+            rows.append(row_of(place, model, purpose, usage, is_estimated=True))
         else:
             is_estimated = payload.usage_source == UsageSource.USAGE_SOURCE_ESTIMATED
-            rows.append(row_of(place, payload.endpoint or model, purpose, payload.usage, is_estimated=is_estimated))
+            rows.append(row_of(place, payload.endpoint or model, purpose, usage, is_estimated=is_estimated))
     return tuple(rows)
 
 

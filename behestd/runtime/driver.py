@@ -304,22 +304,23 @@ class Driver:
         self._history = tuple(await history_of(store, created.namespace, created.session_id, 0, limit))
 
     def _given(self, now_ns: int) -> Given:
-        house = self._house
+        house, created = self._house, self.run.created
+        namespace = created.namespace
         return Given(
             now_ns=now_ns,
             random=house.rng.random(),
             replica=house.replica,
             validate=house.validate,
             history=self._history,
-            health=house.health(self.run.created.namespace),
+            health=house.health(namespace),
             retries=house.retries,
             model_timeout_ns=int(house.model_timeouts.total_seconds * SECOND),
             places=house.tools,
             kin=house.kin,
             pauses=house.switch.current,
-            calibration=house.calibration.ratios(self.run.created.namespace),
+            calibration=house.calibration.ratios(namespace),
             composed=self._birth.composed,
-            circuit=house.circuits.of(self.run.created.namespace, self.run.created.session_id),
+            circuit=house.circuits.of(namespace, created.session_id),
             cancel_grace_ns=int(house.limits.cancel_grace_seconds * SECOND),
             is_draining=self._holds_back,
             acknowledged=frozenset(self._acknowledged),
