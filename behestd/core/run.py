@@ -160,8 +160,9 @@ def apply(run: Run, payload: Payload, now_ns: int) -> Run:
     head = run.head
     epoch = head.epoch + 1 if kind == "run_claimed" else head.epoch
     after = Head(head.sequence + 1, epoch, head.hash, head.log_bytes)
-    ending = _ending(run, now_ns) if state in TERMINAL else {}
-    return replace(run, state=state, head=after, **ending)
+    if state in TERMINAL:
+        return replace(run, state=state, head=after, **_ending(run, now_ns))
+    return replace(run, state=state, head=after)
 
 
 # --- one function a kind, in the order of the table ---

@@ -16,7 +16,7 @@ from behest.v1.model_event_pb2 import FailureClass
 from behest.v1.tool_pb2 import Executed, SideEffect
 from behestd.core.doom_loop import fingerprint
 from behestd.core.spend import settle
-from behestd.core.state import Attempt, Call, Failure, Phase, Run, Step, replace
+from behestd.core.state import Attempt, Call, Failure, Life, Ownership, Phase, Run, Step, replace
 from behestd.core.structured import rejection, unusable
 from behestd.core.times import nanoseconds
 from behestd.core.window import is_cut
@@ -28,10 +28,14 @@ Payload = Any
 
 def progressed(run: Run) -> Run:
     """Note that the owner brought the run forward."""
-    ownership = run.life.ownership
-    if ownership.has_progressed:
-        return run
-    return replace(run, life=replace(run.life, ownership=replace(ownership, has_progressed=True)))
+    return run if run.life.ownership.has_progressed else replace(run, life=_progressed(run.life))
+
+
+def _progressed(life: Life) -> Life:
+    old = life.ownership
+    if old.has_progressed:
+        return life
+    return replace(life, ownership=Ownership(old.claims, old.is_released, True, old.idle_claims))
 
 
 def _context_built(run: Run, payload: Payload, now_ns: int) -> Run:
@@ -72,16 +76,16 @@ def _model_completed(run: Run, payload: Payload, now_ns: int) -> Run:
         )
         turns = replace(turns, fingerprints=(*turns.fingerprints, *seen)[-256:])
     step = replace(run.step, open=None, answered=True, finish_reason=payload.finish_reason, calls=calls)
-    if run.life.backoff_since_ns:
-        run = replace(run, life=replace(run.life, backoff_since_ns=0))
-    return progressed(
-        replace(
-            run,
-            step=step,
-            turns=turns,
-            transcript=(*run.transcript, payload.message),
-            spend=settle(run.spend, payload.usage),
-        )
+    life = _progressed(run.life)
+    if life.backoff_since_ns:
+        life = replace(life, backoff_since_ns=0)
+    return replace(
+        run,
+        life=life,
+        step=step,
+        turns=turns,
+        transcript=(*run.transcript, payload.message),
+        spend=settle(run.spend, payload.usage),
     )
 
 

@@ -266,7 +266,7 @@ class Driver:
                 return
         for command in answered:
             command.answer(self.run)
-        if any(call.phase in _UNSENT for call in self.run.calls):
+        if self.run.calls and any(call.phase in _UNSENT for call in self.run.calls):
             failpoint("tool.before_started", self.run.id)
         self._reconcile()
         self._on_turn(self)
