@@ -155,13 +155,19 @@ class _Counted:
 
     encoded: int = 0
 
-    def __init__(self, **fields: Any) -> None:
-        self._event = Event(**fields)
+    def __init__(self) -> None:
+        object.__setattr__(self, "event", Event())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "event"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(object.__getattribute__(self, "event"), name, value)
 
     def SerializeToString(self) -> bytes:
         """Encode the event, and count."""
         _Counted.encoded += 1
-        return self._event.SerializeToString()
+        return self.event.SerializeToString()
 
 
 async def test_an_event_is_encoded_once_for_the_store_and_all_watchers(
