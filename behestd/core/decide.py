@@ -53,7 +53,7 @@ from behestd.core.signals import (
     Wake,
 )
 from behestd.core.state import Phase, Run, state_name
-from behestd.core.times import SECOND, duration_ns, set_timestamp
+from behestd.core.times import SECOND, duration_ns
 from behestd.errors import RunEnding
 
 _QUEUED = RunState.RUN_STATE_QUEUED
@@ -242,7 +242,8 @@ def _start(draft: Draft, start: Start) -> None:
         return
     started = events.RunStarted()
     started.session_index = start.session_index
-    set_timestamp(started.deadline, draft.given.now_ns + duration_ns(draft.run.created.timeout))
+    deadline_ns = draft.given.now_ns + duration_ns(draft.run.created.timeout)
+    started.deadline.seconds, started.deadline.nanos = divmod(deadline_ns, SECOND)
     draft.note(started)
 
 

@@ -13,30 +13,23 @@ def settle(spend: Spend, usage: Usage) -> Spend:
     if not attempts:
         return spend
     return Spend(
-        spend.input_tokens + usage.input_tokens,
-        spend.output_tokens + usage.output_tokens,
-        spend.cached_input_tokens + usage.cached_input_tokens,
-        spend.cache_write_tokens + usage.cache_write_tokens,
-        spend.reasoning_tokens + usage.reasoning_tokens,
-        spend.cost_micro_usd + usage.cost_micro_usd,
-        spend.unpriced_attempts + (0 if usage.HasField("cost_micro_usd") else attempts),
-        spend.attempts + attempts,
-        spend.tool_calls,
+        input_tokens=spend.input_tokens + usage.input_tokens,
+        output_tokens=spend.output_tokens + usage.output_tokens,
+        cached_input_tokens=spend.cached_input_tokens + usage.cached_input_tokens,
+        cache_write_tokens=spend.cache_write_tokens + usage.cache_write_tokens,
+        reasoning_tokens=spend.reasoning_tokens + usage.reasoning_tokens,
+        cost_micro_usd=spend.cost_micro_usd + usage.cost_micro_usd,
+        unpriced_attempts=spend.unpriced_attempts + (0 if usage.HasField("cost_micro_usd") else attempts),
+        attempts=spend.attempts + attempts,
+        tool_calls=spend.tool_calls,
     )
 
 
 def total(spend: Spend) -> Usage:
     """The sum as the contract has it: the cost is set only when every attempt's is known."""
     usage = Usage()
-    add_up(spend, usage)
-    return usage
-
-
-def add_up(spend: Spend, usage: Usage) -> None:
-    """Fill an empty usage, which stands in its message already, with that sum."""
-    usage.SetInParent()
     if not spend.attempts:
-        return
+        return usage
     usage.input_tokens = spend.input_tokens
     usage.output_tokens = spend.output_tokens
     usage.cached_input_tokens = spend.cached_input_tokens
@@ -45,6 +38,7 @@ def add_up(spend: Spend, usage: Usage) -> None:
     usage.attempts = spend.attempts
     if not spend.unpriced_attempts:
         usage.cost_micro_usd = spend.cost_micro_usd
+    return usage
 
 
 def priced(usage: Usage, price: Price | None) -> Usage:

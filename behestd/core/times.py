@@ -11,13 +11,8 @@ SECOND = 1_000_000_000
 def timestamp(ns: int) -> Timestamp:
     """Make a Timestamp of unix nanoseconds."""
     time = Timestamp()
-    set_timestamp(time, ns)
-    return time
-
-
-def set_timestamp(time: Timestamp, ns: int) -> None:
-    """Set a Timestamp, which stands in its message already, to unix nanoseconds."""
     time.seconds, time.nanos = divmod(ns, SECOND)
+    return time
 
 
 def nanoseconds(time: Timestamp) -> int:

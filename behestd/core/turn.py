@@ -7,7 +7,7 @@ from hashlib import sha256
 from behest.v1 import model_event_pb2 as models
 from behest.v1 import run_event_pb2 as events
 from behest.v1.definition_pb2 import DoomLoopAction
-from behest.v1.message_pb2 import Part, Role, ToolCall
+from behest.v1.message_pb2 import Message, Part, Role, ToolCall
 from behest.v1.model_event_pb2 import FailureClass, SupersedeReason
 from behest.v1.model_pb2 import Price
 from behest.v1.run_state_pb2 import RunOutput, WaitReason
@@ -30,7 +30,7 @@ from behestd.core.sources import Gathered, is_asked, limits_of, planned
 from behestd.core.spend import priced
 from behestd.core.state import Failure, Phase, Run
 from behestd.core.step import message_id
-from behestd.core.times import SECOND, set_timestamp, timestamp
+from behestd.core.times import SECOND, timestamp
 from behestd.core.window import Window, built, compose, is_cut
 
 
@@ -73,7 +73,7 @@ def request(draft: Draft, gathered: Gathered | None = None) -> None:
     requested.endpoint = chosen.endpoint
     requested.input_upto_sequence = run.head.sequence
     requested.reserve.CopyFrom(reserve)
-    set_timestamp(requested.deadline, deadline_ns)
+    requested.deadline.seconds, requested.deadline.nanos = divmod(deadline_ns, SECOND)
     draft.note(requested)
 
 
@@ -240,12 +240,13 @@ def ended(draft: Draft, signal: ModelEnded) -> None:
         usage = Usage(input_tokens=attempt.reserve.input_tokens, output_tokens=estimate(end.message))
         source = UsageSource.USAGE_SOURCE_ESTIMATED
     usage = priced(usage, price_of(run, attempt.endpoint))
-    completed = models.ModelCompleted()
-    completed.step, completed.attempt = signal.step, signal.attempt
-    message = completed.message
+    message = Message()
     message.id, message.role = message_id(run, len(run.transcript)), Role.ROLE_ASSISTANT
     message.parts.extend(_renamed(run, attempt.number, index, part) for index, part in enumerate(end.message.parts))
     message.usage.CopyFrom(usage)
+    completed = models.ModelCompleted()
+    completed.step, completed.attempt = signal.step, signal.attempt
+    completed.message.CopyFrom(message)
     completed.finish_reason = end.finish_reason
     completed.usage.CopyFrom(usage)
     completed.usage_source = source

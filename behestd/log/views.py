@@ -17,7 +17,7 @@ from behestd.core.report import report
 from behestd.core.run import Payload
 from behestd.core.state import Run
 from behestd.core.step import message_id
-from behestd.core.times import nanoseconds, set_timestamp, timestamp
+from behestd.core.times import SECOND, nanoseconds, timestamp
 from behestd.log import approval_records, call_records
 from behestd.log.store import Entry, RunRow
 
@@ -35,17 +35,17 @@ def row(run: Run) -> RunRow:
     """The row of a run."""
     created, life, head, is_ended = run.created, run.life, run.head, run.is_ended
     return RunRow(
-        created.namespace,
-        run.id,
-        created.session_id,
-        run.definition.agent_id,
-        run.state,
-        head.epoch,
-        head.sequence,
-        head.hash,
-        life.session_index,
-        life.create_ns,
-        report(run).SerializeToString(),
+        namespace=created.namespace,
+        run_id=run.id,
+        session_id=created.session_id,
+        agent_id=run.definition.agent_id,
+        state=run.state,
+        epoch=head.epoch,
+        last_sequence=head.sequence,
+        last_hash=head.hash,
+        session_index=life.session_index,
+        create_time_ns=life.create_ns,
+        body=report(run).SerializeToString(),
         is_active=life.session_index > 0 and not is_ended,
         is_ended=is_ended,
         log_bytes=head.log_bytes,
@@ -107,7 +107,7 @@ def _message(run: Run, index: int, now_ns: int) -> Entry:
     if not said_id:
         said_id = message.id = message_id(run, index)
     message.run_id = run.id
-    set_timestamp(message.create_time, now_ns)
+    message.create_time.seconds, message.create_time.nanos = divmod(now_ns, SECOND)
     place = position(run.life.session_index, index)
     return Entry(MESSAGE, said_id, run.created.session_id, run.id, place, message.SerializeToString())
 

@@ -14,7 +14,7 @@ from behest.v1.run_state_pb2 import SessionPolicy
 from behest.v1.session_pb2 import Session as SessionMessage
 from behestd.core.run import Payload, start
 from behestd.core.signals import Claim, Given, Start
-from behestd.core.times import SECOND, duration, duration_ns, set_timestamp
+from behestd.core.times import SECOND, duration, duration_ns, timestamp
 from behestd.errors import AlreadyExists, BehestError, SessionNotFound
 from behestd.log import store
 from behestd.log.store import Guard, Put, RecordChanged, SessionIsFree
@@ -148,8 +148,9 @@ def _extras(order: Order, given: Given, session_index: int) -> Extras:
 def _session(order: Order, given: Given) -> Put:
     session = SessionMessage()
     session.id, session.agent_id, session.principal = order.session_id, order.spec.agent_id, order.principal
-    set_timestamp(session.create_time, given.now_ns)
-    set_timestamp(session.update_time, given.now_ns)
+    now = timestamp(given.now_ns)
+    session.create_time.CopyFrom(now)
+    session.update_time.CopyFrom(now)
     session.is_hidden = order.parent is not None
     record = store.Record(
         order.namespace,

@@ -13,7 +13,7 @@ from behest.v1.run_event_pb2 import RunClaimed
 from behest.v1.tool_call_pb2 import ToolCallRecord
 from behestd.core.run import KIND, Payload
 from behestd.core.state import Head, Run, replace
-from behestd.core.times import set_timestamp
+from behestd.core.times import SECOND
 from behestd.log import frames, views
 from behestd.log.frames import varint
 from behestd.log.spending import spent
@@ -92,7 +92,7 @@ def _events(start: Head, run: Run, payloads: Sequence[Payload], stamp: tuple[str
     sequence, epoch, digest = start.sequence, start.epoch, start.hash
     envelope = Event()
     envelope.run_id, envelope.session_id, envelope.trace_id = run.id, run.created.session_id, trace_id
-    set_timestamp(envelope.record_time, now_ns)
+    envelope.record_time.seconds, envelope.record_time.nanos = divmod(now_ns, SECOND)
     events: list[bytes] = []
     for payload in payloads:
         kind = type(payload)
