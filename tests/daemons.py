@@ -52,8 +52,8 @@ async def serve(
 
 
 async def refused(call: Awaitable[Any]) -> BehestError:
-    """Wait for a call of the client to fail, at most 5 s, and return its error."""
-    async with asyncio.timeout(5):
+    """Wait for a call of the client to fail, at most 30 s, and return its error."""
+    async with asyncio.timeout(30):
         try:
             answer = await call
         except BehestError as error:
@@ -71,8 +71,8 @@ class Rejection:
 
 
 async def rejection(call: Awaitable[Any]) -> Rejection:
-    """Wait for a call of a raw stub to fail, at most 5 s, and read its status."""
-    async with asyncio.timeout(5):
+    """Wait for a call of a raw stub to fail, at most 30 s, and read its status."""
+    async with asyncio.timeout(30):
         try:
             answer = await call
         except grpc.aio.AioRpcError as error:

@@ -169,7 +169,7 @@ async def test_a_stream_that_listens_to_its_client_is_ended_too(name: str) -> No
 
     async with serving({name: listen}, credentials=knowing(both)) as edge, connect(edge) as channel:
         open_stream = getattr(channel, kind_of(name))(name)(metadata=both.metadata)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await listening.wait()
         edge.entrance.prepare(Secured(knowing(revoked=[both])))()
         error = await failure(open_stream if name == edges.WRITE else open_stream.read())

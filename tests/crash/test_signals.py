@@ -77,7 +77,7 @@ async def test_a_drain_that_is_killed_is_recovered_as_any_crash(home: Path) -> N
 
 async def said(log: Path, word: str) -> None:
     """Wait until a daemon has written a word to its log."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while word not in log.read_text():
             await asyncio.sleep(0.01)
 

@@ -112,7 +112,7 @@ async def test_top_shows_what_goes_on() -> None:
     async with daemons.serve("sqlite") as served:
         await finished(served.client, (await served.client.run("hello")).run_id)
         run = await served.client.run(ENDLESS)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while (await served.client.runs.get(run.run_id)).state != RunState.RUN_STATE_RUNNING:
                 await asyncio.sleep(0.02)
         code, stdout, _ = await behest(served, "top", "--once")
@@ -159,5 +159,5 @@ async def test_a_daemon_is_drained_from_the_command_line() -> None:
         code, _, _ = await behest(served, "drain", said="n\n")
         assert code == 1
         assert "deadline" in await as_json(served, "drain", "--timeout", "0")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             assert await served.daemon.stopped() == 0

@@ -152,7 +152,7 @@ async def test_every_field_of_the_envelope_is_filled_and_the_chain_holds(stored:
     stub = stored.client.stubs.runs
     order = stored.client.stream("hello", labels={"colour": "blue"})._subject.order
     call = stub.StreamRun(order, metadata=(("traceparent", f"00-{trace}-00f067aa0ba902b7-01"),))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         events = [event async for frame in call for event in frame.events]
 
     digest = b""

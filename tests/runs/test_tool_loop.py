@@ -115,7 +115,7 @@ async def test_calls_of_a_turn_overlap_up_to_the_limit_and_one_that_is_exclusive
     said = " ".join(f'/tool shared {{"n": {n}}}' for n in range(6)) + " /tool alone {}"
     async with daemons.serve(tools=tools((shared, PURE), (alone, exclusive))) as served:
         run = await served.client.run(said)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while ledger.running < 4:
                 await asyncio.sleep(0.005)
         ledger.opened.set()
@@ -298,7 +298,7 @@ async def test_a_tool_that_needs_a_word_parks_the_run() -> None:  # C037
 
     async with daemons.serve(tools=tools((pay, NON_IDEMPOTENT))) as served:
         run = await served.client.run("/tool pay {}")
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             async for event in run.events():
                 if event.WhichOneof("payload") == "run_waiting":
                     break

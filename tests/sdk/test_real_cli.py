@@ -51,7 +51,7 @@ async def line_of(process: asyncio.subprocess.Process, text: str) -> list[str]:
     """Read what a command prints up to the first line that holds a text."""
     assert process.stdout is not None
     lines = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while line := (await process.stdout.readline()).decode():
             lines.append(line)
             if text in line:

@@ -86,7 +86,7 @@ async def test_streams_go_on_over_a_restart_without_a_lost_or_repeated_event(
 
         async with asyncio.TaskGroup() as tasks:
             follows = [tasks.create_task(followed(handle, speaks)) for handle in handles]
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 for _ in handles:
                     await all_speak.acquire()
             assert await restarted(daemon, ending) == code
@@ -119,7 +119,7 @@ async def test_an_order_whose_reply_a_crash_took_is_one_run(tmp_path: Path) -> N
     await daemon.start()
     async with Client(daemon.address, patience=PATIENCE) as client, asyncio.TaskGroup() as tasks:
         ordering = tasks.create_task(client.run("hello"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await daemon.ended() == -9
         async with running(tmp_path, address=daemon.address):
             async with asyncio.timeout(15):
@@ -152,7 +152,7 @@ async def test_a_cancelled_run_ends_and_says_so_to_who_follows_and_who_asks(tmp_
     async with running(tmp_path) as daemon, Client(daemon.address) as client:
         handle = client.stream(ENDLESS)
         kinds = []
-        async with asyncio.timeout(10), aclosing(handle.updates()) as updates:
+        async with asyncio.timeout(30), aclosing(handle.updates()) as updates:
             async for update in updates:
                 if is_text(update):
                     await handle.cancel(reason="enough")
@@ -197,7 +197,7 @@ async def test_a_reader_that_stalls_is_let_go_holds_nobody_up_and_loses_nothing(
                 async for _ in raw:
                     pass
             assert from_rpc(error.value).reason == "WATCH_STALLED"
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 events += [update async for update in updates if isinstance(update, Event)]
         seen = [event.SerializeToString() for event in events if isinstance(event, Event)]
         assert seen == await logged(daemon.address, handle.run_id)

@@ -77,7 +77,7 @@ async def client_of(store: Store) -> AsyncGenerator[Client, None]:
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with asyncio.timeout(10), Client(f"127.0.0.1:{port}", patience=Patience(pause_seconds=0.02)) as client:
+        async with asyncio.timeout(30), Client(f"127.0.0.1:{port}", patience=Patience(pause_seconds=0.02)) as client:
             yield client
     finally:
         await server.stop(None)

@@ -236,7 +236,7 @@ class Stubborn(Cancellable):
 async def first_line(process: asyncio.subprocess.Process) -> bytes:
     """Wait until a process says something beside its answers."""
     assert process.stderr is not None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         return await process.stderr.readline()
 
 

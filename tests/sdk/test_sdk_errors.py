@@ -27,7 +27,7 @@ QUICK = Patience(call_seconds=0.2, repeat_seconds=0.3, pause_seconds=0.02, drain
 @asynccontextmanager
 async def client_of(daemon: FakeDaemon, patience: Patience = QUICK) -> AsyncGenerator[Client, None]:
     """Serve a daemon and connect to it."""
-    async with asyncio.timeout(10), served(daemon) as port, Client(f"127.0.0.1:{port}", patience=patience) as client:
+    async with asyncio.timeout(30), served(daemon) as port, Client(f"127.0.0.1:{port}", patience=patience) as client:
         yield client
 
 

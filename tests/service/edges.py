@@ -90,8 +90,8 @@ class Gate:
 
 
 async def failure(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
-    """Wait for a call to fail, at most 5 s."""
-    async with asyncio.timeout(5):
+    """Wait for a call to fail, at most 30 s."""
+    async with asyncio.timeout(30):
         try:
             answer = await (answered(call) if isinstance(call, grpc.aio.Call) else call)
         except grpc.aio.AioRpcError as exc:
@@ -143,7 +143,7 @@ def metadata(error: grpc.aio.AioRpcError) -> dict[str, str]:
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Let other tasks run until something holds, at most 5 s."""
-    async with asyncio.timeout(5):
+    """Let other tasks run until something holds, at most 30 s."""
+    async with asyncio.timeout(30):
         while not holds():
             await asyncio.sleep(0.01)

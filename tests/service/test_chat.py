@@ -50,7 +50,7 @@ class Watched(Scripted):
 
 
 async def pieces(served: Served, asked: Chat) -> list[ChatDelta | ChatEnd]:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         return [piece async for piece in served.client.chat.stream(asked)]
 
 
@@ -66,7 +66,7 @@ async def test_the_first_piece_comes_while_the_model_still_speaks() -> None:
     provider = Watched()
     async with serve(models=snapshot([provider], default_model="scripted/echo")) as served:
         stream = served.client.chat.stream(chat("/say one\n/stall"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             first = await anext(stream)
             assert isinstance(first, ChatDelta)
             assert first.text
@@ -188,7 +188,7 @@ async def test_the_deadline_of_the_client_closes_the_providers_stream() -> None:
         call = served.client.stubs.chat.StreamChat(StreamChatRequest(chat=chat("/say a\n/stall")), timeout=0.2)
         error = await failure(_all(call))
         assert error.code().name == "DEADLINE_EXCEEDED"
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await provider.closed.wait()
 
 

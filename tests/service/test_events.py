@@ -32,7 +32,7 @@ async def ran(served: Served, text: str = "hello", **order: Any) -> list[Event]:
 async def watching(served: Served, **request: Any) -> AsyncIterator[Any]:
     stream = served.client.stubs.events.WatchEvents(WatchEventsRequest(**request))
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             yield stream
     finally:
         stream.cancel()
@@ -82,7 +82,7 @@ async def test_none_is_missed_or_repeated_by_a_watcher_that_comes_and_goes(store
     def ends() -> int:
         return sum(event.WhichOneof("payload") == "run_completed" for event in got)
 
-    async with asyncio.timeout(10), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
         tasks.create_task(order())
         cursor = ""
         while ends() < runs:

@@ -37,7 +37,7 @@ UNKNOWN = ToolCallState.TOOL_CALL_STATE_OUTCOME_UNKNOWN
 
 async def ended(served: Served, text: str, **order: Any) -> RunHandle:
     handle = await served.client.run(text, **order)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await handle.result()
     return handle
 

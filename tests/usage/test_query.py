@@ -88,7 +88,7 @@ async def test_child_runs_count_once_and_for_the_session_that_they_were_started_
 
 async def test_direct_calls_and_embeddings_are_rows_of_their_purpose(stored: Served) -> None:  # C115
     await stored.client.chat.complete(asked("/usage 40 4 /say a"))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         pieces = [piece async for piece in stored.client.chat.stream(asked("/usage 60 6 /say b"))]
     session = await stored.client.sessions.create()
     stub = stored.client.stubs.embeddings
@@ -114,7 +114,7 @@ async def test_a_direct_call_that_fails_is_booked_with_each_attempt() -> None:  
 
 async def test_a_direct_call_whose_caller_leaves_is_booked_as_an_estimate(served: Served) -> None:  # C115
     async with aclosing(served.client.chat.stream(asked("/delay 1 /say some words /stall"))) as pieces:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await anext(pieces)
 
     async def is_booked() -> bool:
