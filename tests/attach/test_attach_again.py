@@ -163,7 +163,7 @@ async def test_a_call_that_is_cancelled_while_its_server_is_away_is_cancelled_wh
 
 
 async def test_the_time_of_a_call_stands_still_while_its_server_is_away(served: Served) -> None:
-    short = ToolPolicy(timeouts=ToolTimeouts(start_to_close=duration(1.0), heartbeat=duration(0.2)))
+    short = ToolPolicy(timeouts=ToolTimeouts(start_to_close=duration(4.0), heartbeat=duration(3.0)))
     await served.client.servers.register(registration(tool_policies={"pay": short}))
     async with attached(address(served)) as peer:
         run = await served.client.run("/tool pay {}")
