@@ -69,13 +69,16 @@ class Http:
     @asynccontextmanager
     async def __call__(self, on_end: OnEnd, on_sent: OnSent, note: Note) -> AsyncIterator[Streams]:
         """Open it. Raises httpx2.HTTPError once it is used, alone or in a group."""
-        # How long an answer may take is the caller's to say: it cancels.
-        timeout = httpx2.Timeout(HTTP_SECONDS, read=None)
         async with (
-            _HttpClient(on_end, on_sent, note, headers=dict(self.headers), timeout=timeout) as client,
+            self.client(on_end, on_sent, note) as client,
             streamable_http_client(self.url, http_client=client) as (reading, writing),
         ):
             yield _Reading(reading, on_end), writing
+
+    def client(self, on_end: OnEnd, on_sent: OnSent, note: Note) -> httpx2.AsyncClient:
+        """Make the client of one connection. How long an answer may take is the caller's to say: it cancels."""
+        timeout = httpx2.Timeout(HTTP_SECONDS, read=None)
+        return _HttpClient(on_end, on_sent, note, headers=dict(self.headers), timeout=timeout)
 
 
 class _HttpClient(httpx2.AsyncClient):
