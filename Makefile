@@ -3,6 +3,8 @@ SHELL := bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
 MAKEFLAGS += --warn-undefined-variables --no-builtin-rules --no-print-directory
+# Whatever the shell says, a daemon that tests start finds its modules compiled: half of its start is that.
+unexport PYTHONDONTWRITEBYTECODE
 
 VENV ?= .venv
 VENV_PROTO ?= .venv-proto
