@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import structlog
+
 from behest.v1 import run_service_pb2 as pb
 from behest.v1.run_state_pb2 import RunState
-from bench import flood, graphs, models, tools
+from bench import counts, flood, graphs, models, tools
 from bench.figures import Figures
 from bench.load import first_delta, order, rate, runs, stream, times
 from bench.processes import Process, bare, daemon
@@ -142,6 +145,8 @@ async def main() -> int:
     quick = "--quick" in sys.argv
     rounds, seconds = (3, 1.0) if quick else (5, 3.0)
     figures = Figures()
+    # What is counted here is a daemon in this process, whose lines would stand in the table.
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
     with daemon() as ours:
         figures.note("start to ready s", ours.start_seconds)
         with bare(await recorded(ours)) as yardstick:
@@ -151,6 +156,7 @@ async def main() -> int:
         await deltas(figures, ours)
         await replay(figures, ours, 2_000 if quick else 10_000)
         figures.note("memory MiB at the end", ours.memory_bytes() / 2**20)
+    await counts.of_a_run(figures)
     await models.through(figures, 2 if quick else 5, 128 if quick else 512)
     await tools.idle_servers(figures, 200 if quick else tools.IDLE_SERVERS)
     await graphs.through(figures, 3, seconds)
