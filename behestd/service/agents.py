@@ -155,6 +155,8 @@ class AgentDefinitions:
     async def _check(self, namespace: str, agent: Agent) -> None:
         """Refuse a definition that no run can have. Raises InvalidRequest, TooLarge."""
         checks.check_agent(agent, self._house.models.of(namespace), self._house.sources)
+        if schema := agent.response_format.schema_json:
+            self._house.tools.validators.check_answer("agent.response_format.schema_json", schema)
         try:
             if agent.graph_id:
                 await graph_of(self._log.store, namespace, agent.graph_id)

@@ -163,9 +163,9 @@ class Site:
             tables += [server, *effects]
         return "\n".join(tables)
 
-    def client(self) -> Client:
+    def client(self, patience: Patience = PATIENCE) -> Client:
         """Make a client of whoever serves at the address."""
-        return Client(self.address, patience=PATIENCE)
+        return Client(self.address, patience=patience)
 
     def remains(self) -> Remains:
         """Read what is on the disk."""

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from behest.v1.model_event_pb2 import SupersedeReason
 from behest.v1.run_state_pb2 import RunState
 from behest.v1.usage_pb2 import Usage
 from tests.crash.conftest import Tools
-from tests.crash.harness import Site, Unready, site
+from tests.crash.harness import PATIENCE, Site, Unready, site
 from tests.crash.table import PLACE, Line, table
 from tests.runs.scenes import check_pairs, kind_of, kinds, only
 
@@ -443,9 +444,10 @@ async def is_killed_again(place: Site, points: str, follower: Follower) -> bool:
 async def test_recovery_that_is_killed_again_and_again_comes_to_the_same(
     home: Path, lines: list[Line], restarts: int
 ) -> None:
-    async with site(home) as place, asyncio.timeout(30 + restarts):  # row 15
+    patience = replace(PATIENCE, repeat_seconds=30.0 + 3 * restarts)
+    async with site(home) as place, asyncio.timeout(patience.repeat_seconds):  # row 15
         daemon = await place.start()
-        async with place.client() as client, following(client, "/delay 20 /say here it is", "r15") as follower:
+        async with place.client(patience) as client, following(client, "/delay 20 /say here it is", "r15") as follower:
             await follower.until("delta")
             await daemon.kill()
             before = place.remains().events("r15")

@@ -103,7 +103,8 @@ async def populate(served: Served) -> World:
         run = client.stream(CALLS, session_id=session, run_id=f"run-{ended}-{number}", agent_id=agent.id)
         async with asyncio.timeout(5):
             await run.result()
-    await client.run("/delay 600000 /say a b c", run_id=f"run-live-{number}")
+    # Not of the default agent, which an earlier request may have made what it likes.
+    await client.run("/delay 600000 /say a b c", run_id=f"run-live-{number}", agent_id=agent.id)
     data = session_data_service_pb2.SetSessionDataRequest(session_id=session, key="key", value_json="{}")
     await stubs.session_data.SetSessionData(data)
     header = artifact_service_pb2.WriteArtifactHeader(session_id=session, name="file")

@@ -372,6 +372,12 @@ BAD: list[tuple[str, Any, str]] = [
         "agent.tool_choice.tool_name",
     ),
     ("CreateAgent", creating(response_format=ResponseFormat(kind=JSON_SCHEMA)), "agent.response_format.schema_json"),
+    ("CreateAgent", creating(response_format=ResponseFormat(schema_json="1 2")), "agent.response_format.schema_json"),
+    (
+        "CreateAgent",
+        creating(response_format=ResponseFormat(kind=JSON_SCHEMA, schema_json='{"type": 5}')),
+        "agent.response_format.schema_json",
+    ),
     ("CreateAgent", creating(provider_options_json="[1]"), "agent.provider_options_json"),
     ("CreateAgent", creating(context_sources=["nothing"]), "agent.context_sources[0]"),
     ("CreateAgent", creating(strategy="nothing"), "agent.strategy"),
