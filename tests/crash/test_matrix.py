@@ -444,8 +444,8 @@ async def is_killed_again(place: Site, points: str, follower: Follower) -> bool:
 async def test_recovery_that_is_killed_again_and_again_comes_to_the_same(
     home: Path, lines: list[Line], restarts: int
 ) -> None:
-    patience = replace(PATIENCE, repeat_seconds=30.0 + 3 * restarts)
-    async with site(home) as place, asyncio.timeout(patience.repeat_seconds):  # row 15
+    patience = replace(PATIENCE, watch_seconds=30.0 + 3 * restarts)
+    async with site(home) as place, asyncio.timeout(patience.watch_seconds):  # row 15
         daemon = await place.start()
         async with place.client(patience) as client, following(client, "/delay 20 /say here it is", "r15") as follower:
             await follower.until("delta")
