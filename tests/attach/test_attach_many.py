@@ -30,6 +30,7 @@ from tests.attach.peer import WAIT_SECONDS, Peer, attached, keys, result, tool
 from tests.attach.scenes import AWAY, READY, address, call_tool, registration, until, until_state
 from tests.daemons import Served, rejection, serve
 from tests.runs.scenes import IDEMPOTENT, OPEN, PURE, events_of, kinds, only
+from tests.service import edges
 from tests.service.edges import reason
 
 DAYS = duration(72 * 3600)
@@ -154,9 +155,7 @@ async def test_a_dialled_and_an_attached_server_offer_the_same_tool(served: Serv
         async with attached(address(served), tools=[offered]) as peer:
             calling = [asyncio.ensure_future(call_tool(served, "double", '{"number": 4}'))]
             # The second looks for a place when the first one has its own: else chance may send both to the same.
-            async with asyncio.timeout(WAIT_SECONDS):
-                while not calling[0].done() and loads(served, "till") != [1]:
-                    await asyncio.sleep(0.01)
+            await edges.until(lambda: calling[0].done() or loads(served, "till") == [1])
             calling.append(asyncio.ensure_future(call_tool(served, "double", '{"number": 4}')))
             done, _ = await asyncio.wait(calling, return_when=asyncio.FIRST_COMPLETED, timeout=WAIT_SECONDS)
             # The dialled one answers by itself; what went to the attached one waits for the test.
