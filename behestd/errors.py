@@ -23,6 +23,8 @@ stored bytes. Reasons are the names in `error_reason.proto` without their prefix
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class BehestError(Exception):
     """Raised when an operation cannot be done; the base of every error that a caller may see.
@@ -106,6 +108,13 @@ class InvalidRequest(BehestError):
     ) -> None:
         super().__init__(reason, f"{field}: {problem}", field=field)
         self.violations = ((field, problem), *more)
+
+    def below(self, path: str) -> Self:
+        """This error, its fields named as those of the message at `path`."""
+        self.violations = tuple((f"{path}.{field}", problem) for field, problem in self.violations)
+        self.metadata["field"] = self.violations[0][0]
+        self.message = f"{path}.{self.message}"
+        return self
 
 
 class GraphInvalid(InvalidRequest):

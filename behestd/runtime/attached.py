@@ -179,6 +179,12 @@ class Attached:
         self._state = ServerState.SERVER_STATE_RECONNECTING
         self.open_window(window_seconds)
 
+    def missed(self, window_seconds: float) -> None:
+        """Take note that a stream was lost before it was taken, and wait for another one, unless there is one."""
+        if self._stream is None:
+            self._state = ServerState.SERVER_STATE_RECONNECTING
+            self.open_window(window_seconds)
+
     def stop_dispatch(self) -> None:
         """Send it no more calls: it is stopping."""
         self.remote.drain()

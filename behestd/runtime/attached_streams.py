@@ -65,7 +65,7 @@ class AttachedStreams:
         with.
         """
         wire.check(hello)
-        server = await self._registry.attach(namespace, hello, owner)
+        server = await self._attach(namespace, hello, owner)
         stream = AttachStream(self._house.limits.attach_heartbeat_seconds)
         ids = self._house.ids
         lease_id = hello.lease_id or ids.make("lease")
@@ -79,6 +79,12 @@ class AttachedStreams:
             await stream.run(wire.frames, take, wire.write)
         finally:
             server.disconnect(line, self._house.clock.now_ns(), self._house.limits.reconnect_seconds)
+
+    async def _attach(self, namespace: str, hello: AttachHello, owner: Owner) -> Attached:
+        try:
+            return await self._registry.attach(namespace, hello, owner)
+        except InvalidRequest as error:
+            raise error.below("hello") from None
 
     async def _take(
         self, server: Attached, line: Line, around: tuple[Owner, Wire, AttachStream], frame: AttachServerRequest
@@ -102,7 +108,7 @@ class AttachedStreams:
         wire.check(hello)
         if hello.server_name != server.name:
             raise InvalidRequest("hello.server_name", "is not that of the first hello")
-        await self._registry.attach(server.namespace, hello, owner)
+        await self._attach(server.namespace, hello, owner)
         server.remote.agree(line, self._terms(hello, wire))
         server.resume_dispatch()
         stream.send(self._welcome(server, line))

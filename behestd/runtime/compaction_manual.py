@@ -42,6 +42,7 @@ from behestd.runtime.compaction import put
 from behestd.runtime.house import House
 from behestd.runtime.orders import price_at
 from behestd.runtime.reading import history_of
+from behestd.runtime.whole import whole
 
 
 class CompactionLost(LostRace):
@@ -99,7 +100,7 @@ class ManualCompaction:
         upto = plan.messages[plan.count - 1].id
         seed = f"{namespace}\0{session.id}\0{record.version}\0{upto}"
         summary = compaction_call.summary_of(text, upto, seed, usage)
-        await self._keep(namespace, record, session, summary)
+        await whole(self._keep(namespace, record, session, summary))
         kept = sum(map(estimate, plan.messages[plan.count :]))
         return Compacted(before, kept + estimate(summary), summary.id, usage)
 

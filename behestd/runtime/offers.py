@@ -69,10 +69,12 @@ def listing_of(tools: bytes, models: bytes) -> Listing:
 
 
 def puts_of(server: Registered) -> list[Put]:
-    """What is recorded of what a server lists."""
+    """What is recorded of a server: what it lists, and its registration, unless that is in the configuration."""
+    registration = server.registration
+    puts = [] if registration.configured else [_put(server, KIND, registration.SerializeToString())]
     if isinstance(server, Attached):
-        return [_put(server, TOOLS_KIND, server.hello.SerializeToString())]
-    puts = [_put(server, TOOLS_KIND, ListToolsResponse(tools=server.listing.tools).SerializeToString())]
+        return [*puts, _put(server, TOOLS_KIND, server.hello.SerializeToString())]
+    puts.append(_put(server, TOOLS_KIND, ListToolsResponse(tools=server.listing.tools).SerializeToString()))
     models = ListModelsResponse(models=server.listing.models).SerializeToString()
     return [*puts, _put(server, MODELS_KIND, models)] if models else puts
 

@@ -22,6 +22,7 @@ from behestd.core.times import nanoseconds, timestamp
 from behestd.errors import StorageFull, WrongState
 from behestd.log.log import Log
 from behestd.log.store import Change, Committed, Delete, Put, Record, Store
+from behestd.runtime.whole import whole
 
 logger = structlog.get_logger(__name__)
 
@@ -90,11 +91,14 @@ class Switch:
             pause = self.current.in_force.get(key)
             if pause is None:
                 return False
-            await _commit(log, Change(deletes=(Delete(_home(key), KIND, _id(key)),)))
-            left = {other: each for other, each in self.current.in_force.items() if other != key}
-            self.current = Pauses(left) if left else NONE
+            await whole(self._lift(log, key))
             logger.warning("pause lifted", subject=pause.subject)
             return True
+
+    async def _lift(self, log: Log, key: Key) -> None:
+        await _commit(log, Change(deletes=(Delete(_home(key), KIND, _id(key)),)))
+        left = {other: each for other, each in self.current.in_force.items() if other != key}
+        self.current = Pauses(left) if left else NONE
 
     # --- what is about to leave ---
 

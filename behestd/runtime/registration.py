@@ -10,7 +10,7 @@ from hashlib import sha256
 
 from behest.v1.registry_service_pb2 import AttachHello
 from behest.v1.server_pb2 import Server, ServerOffer
-from behestd.errors import AlreadyExists
+from behestd.errors import AlreadyExists, Forbidden, WrongState
 from behestd.providers.listing import kept
 from behestd.runtime.attached import Attached
 from behestd.runtime.dialled import Dialled
@@ -110,3 +110,12 @@ def check_owner(server: Registered, owner: Owner) -> None:
     is_own = server.registration.configured or server.registration.principal == owner.principal
     if not is_own and not owner.is_admin:
         raise ServerNameTaken(server.name, "is another principal's")
+
+
+def check_removal(server: Registered, owner: Owner) -> None:
+    """Raise WrongState for a server of the configuration, Forbidden for one of somebody else."""
+    if server.registration.configured:
+        text = f"server {server.name} is in the configuration"
+        raise WrongState("TOOL_SERVER_CONFIGURED", text, serverId=server.registration.id)
+    if not owner.is_admin and server.registration.principal != owner.principal:
+        raise Forbidden("AUTH_SCOPE_MISSING", f"server {server.name} is another principal's", scope="admin")

@@ -20,13 +20,11 @@ from behestd.errors import (
     BehestError,
     Draining,
     Exhausted,
-    Forbidden,
     Internal,
     ServerNotFound,
     StorageFull,
-    WrongState,
 )
-from behestd.log.store import Change, Full, Put, Record
+from behestd.log.store import Change, Full
 from behestd.runtime.attached import Attached
 from behestd.runtime.dialled import Dialled, Dialling, Listing
 from behestd.runtime.house import House
@@ -38,11 +36,13 @@ from behestd.runtime.registration import (
     ServerNameTaken,
     asked_of,
     check_owner,
+    check_removal,
     configured_of,
     kept_of,
     may_replace,
     with_offers_of,
 )
+from behestd.runtime.whole import whole
 from behestd.tools.attached import AttachedServer
 from behestd.tools.tool import ToolFailure
 
@@ -52,7 +52,6 @@ MAX_SERVERS = 1_000
 """Most servers of a namespace."""
 _ALL = 1_000_000
 _ATTACHED = ServerConnection.SERVER_CONNECTION_ATTACHED
-
 
 CameBack = Callable[[str, str, Set[str]], None]
 """Gets namespace, id of a server and keys."""
@@ -257,37 +256,40 @@ class Registry:
             made = Dialled(namespace, asked, remote, old.listing if isinstance(old, Dialled) else Listing())
             try:
                 await self._reach(made)
-                await self._record(made)
+                await whole(self._enter(made, old))
             except BaseException:
-                self._offers.restore(made, old)
-                await made.close()
+                if self.named(namespace, made.name) is not made:
+                    self._offers.restore(made, old)
+                    await made.close()
                 raise
-            self._servers.setdefault(namespace, {})[made.name] = made
-            if old is not None:
-                self._let_go(old)
-            self._keep(made)
             return made, False
 
     async def _register_attached(self, namespace: str, asked: Server, old: Registered | None) -> Attached:
         """Register a server that attaches itself; one that is attached goes on under its new registration."""
         if not isinstance(old, Attached):
             made = self._attached(namespace, asked)
-            await self._record(made)
-            self._servers.setdefault(namespace, {})[made.name] = made
-            if old is not None:
-                self._offers.remove(old)
-                self._let_go(old)
+            await whole(self._enter(made, old))
             return made
         before, old.registration = old.registration, asked
         try:
             if old.is_offered:
                 self._offers.put(old)
-            await self._record(old)
-        except BaseException:
+            await whole(self._record(old))
+        except Exception:
             old.registration = before
             self._offers.restore(old, old)
             raise
         return old
+
+    async def _enter(self, made: Registered, old: Registered | None) -> None:
+        """Record a server, and keep it in the place of another one."""
+        await self._record(made)
+        self._servers.setdefault(made.namespace, {})[made.name] = made
+        if old is not None and old is not made:
+            if not made.is_offered:
+                self._offers.remove(old)
+            self._let_go(old)
+        self._keep(made)
 
     async def attach(self, namespace: str, hello: AttachHello, owner: Owner) -> Attached:
         """Register a server by its hello, if it is not, and put what it serves in place of what it served before.
@@ -314,12 +316,14 @@ class Registry:
                 if is_new or not server.is_offered:
                     self._offers.put(server)
                 if old is None or is_new:
-                    await self._record(server)
-            except BaseException:
+                    await whole(self._enter(server, old))
+            except asyncio.CancelledError:
+                server.missed(self._house.limits.reconnect_seconds)
+                raise
+            except Exception:
                 server.hello, server.registration = before
                 self._offers.restore(server, old)
                 raise
-            self._servers.setdefault(namespace, {})[server.name] = server
             return server
 
     def _stamp(self, namespace: str, asked: Server, old: Registered | None, owner: Owner) -> None:
@@ -339,15 +343,15 @@ class Registry:
             server = next((server for server in servers.values() if server.registration.id == server_id), None)
             if server is None:
                 return
-            if server.registration.configured:
-                text = f"server {server.name} is in the configuration"
-                raise WrongState("TOOL_SERVER_CONFIGURED", text, serverId=server_id)
-            if not owner.is_admin and server.registration.principal != owner.principal:
-                raise Forbidden("AUTH_SCOPE_MISSING", f"server {server.name} is another principal's", scope="admin")
-            await self._commit(Change(deletes=deletes_of(namespace, server.name)))
-            del servers[server.name]
-            self._offers.remove(server)
-            self._let_go(server)
+            check_removal(server, owner)
+            await whole(self._strike(server))
+
+    async def _strike(self, server: Registered) -> None:
+        """Delete what is recorded of a server, and let it go."""
+        await self._commit(Change(deletes=deletes_of(server.namespace, server.name)))
+        del self._servers[server.namespace][server.name]
+        self._offers.remove(server)
+        self._let_go(server)
 
     async def _reach(self, made: Dialled) -> None:
         """Dial a new registration and take what it lists; one that is not reached keeps what was last listed."""
@@ -387,11 +391,7 @@ class Registry:
             self._tasks.create_task(server.retire(self._closing))
 
     async def _record(self, server: Registered) -> None:
-        puts = puts_of(server)
-        if not server.registration.configured:
-            body = server.registration.SerializeToString()
-            puts.append(Put(Record(server.namespace, KIND, server.name, body)))
-        await self._commit(Change(puts=tuple(puts)))
+        await self._commit(Change(puts=tuple(puts_of(server))))
 
     async def _commit(self, change: Change) -> None:
         if isinstance(await self._house.log.commit(change), Full):

@@ -18,6 +18,7 @@ from behestd.log.store import Change, Claim, Committed, Delete, Put, Record, Rec
 from behestd.runtime.agents import BUILT_IN, KIND, Agents
 from behestd.runtime.graphs import graph_of
 from behestd.runtime.house import House
+from behestd.runtime.whole import whole
 from behestd.service import agent_checks as checks
 from behestd.service import records
 from behestd.service.call import Call
@@ -147,8 +148,7 @@ class AgentDefinitions:
             deletes = [Delete(call.namespace, KIND, agent.id, agent.version)]
             names = (_version_name(agent.id, version) for version in range(1, agent.version + 1))
             deletes += [Delete(call.namespace, VERSION_KIND, name) for name in names]
-            outcome = await records.commit(self._log, Change(deletes=tuple(deletes)))
-            self._agents.forget(call.namespace)
+            outcome = await whole(self._commit(call.namespace, Change(deletes=tuple(deletes))))
             if isinstance(outcome, Committed):
                 return pb.DeleteAgentResponse()
 
@@ -195,13 +195,18 @@ class AgentDefinitions:
                 steps.append(_Step(before, cleared))
         now_ns = self._house.clock.now_ns()
         puts = [put for one in steps for put in self._puts(namespace, one, now_ns)]
-        outcome = await records.commit(self._log, Change(puts=tuple(puts), claim=claim))
-        self._agents.forget(namespace)
+        outcome = await whole(self._commit(namespace, Change(puts=tuple(puts), claim=claim)))
         if not isinstance(outcome, Committed):
             return outcome
         stored = Agent()
         stored.CopyFrom(step.new)
         return stored
+
+    async def _commit(self, namespace: str, change: Change) -> Committed | RequestTaken | RecordChanged:
+        try:
+            return await records.commit(self._log, change)
+        finally:
+            self._agents.forget(namespace)
 
     def _puts(self, namespace: str, step: _Step, now_ns: int) -> list[Put]:
         """Write a version over the one before. The built-in agent is written first, as the version 1 that it is."""

@@ -23,6 +23,7 @@ from behestd.runtime.importing import Importing
 from behestd.runtime.importing_log import Checks
 from behestd.runtime.quotas_stored import check_sessions
 from behestd.runtime.session_file import Reader
+from behestd.runtime.whole import whole
 from behestd.service import artifact_checks, records
 from behestd.service import session_checks as checks
 from behestd.service.call import Call, Requests
@@ -72,10 +73,10 @@ class SessionFiles:
         store = self._house.log.store
         async with aclosing(_content(first, requests)) as content:
             if first.request_id and (known := await store.request(call.namespace, first.request_id)) is not None:
-                whole = sha256()
+                content_hash = sha256()
                 async for piece in content:
-                    whole.update(piece)
-                target = records.same(known, _digest(whole.digest()))
+                    content_hash.update(piece)
+                target = records.same(known, _digest(content_hash.digest()))
                 return pb.ImportSessionResponse(session=await self._session(call.namespace, target), replayed=True)
             await check_sessions(self._house, call.namespace, call.caller.principal)
             reader = Reader(content)
@@ -85,7 +86,7 @@ class SessionFiles:
                 session_id = await incoming.read()
                 digest = _digest(reader.content.digest())
                 claim = Claim(call.namespace, first.request_id, digest, session_id) if first.request_id else None
-                outcome = await incoming.finish(claim)
+                outcome = await whole(incoming.finish(claim))
                 is_done = isinstance(outcome, Committed)
             finally:
                 if not is_done:

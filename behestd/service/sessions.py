@@ -23,6 +23,7 @@ from behestd.log.store import (
     Entry,
     Full,
     Lost,
+    Outcome,
     Put,
     Record,
     RecordChanged,
@@ -34,6 +35,7 @@ from behestd.runtime.artifacts import Artifacts
 from behestd.runtime.house import House
 from behestd.runtime.quotas_stored import check_sessions
 from behestd.runtime.supervisor import Supervisor
+from behestd.runtime.whole import whole
 from behestd.service import records
 from behestd.service import session_checks as checks
 from behestd.service.call import Call
@@ -140,11 +142,9 @@ class Sessions:
                 await self._agents.resolve(call.namespace, given.agent_id)
             session = records.changed(Session.FromString(record.body), given, paths)
             put = self._put(call.namespace, session, record.version, record.parent)
-            outcome = await records.commit(self._log, Change(puts=(put,)))
+            has_budget = any(path.split(".")[0] == "budget" for path in paths)
+            outcome = await whole(self._change(put, session if has_budget else None))
             if isinstance(outcome, Committed):
-                if any(path.split(".")[0] == "budget" for path in paths):
-                    runs = self._supervisor.runs()
-                    await self._house.ledger.change(self._log.store, call.namespace, session, runs)
                 return pb.UpdateSessionResponse(session=_shown(put.record, outcome.versions[0]))
             # Somebody else was faster: look again, and decide on what is there now.
 
@@ -159,16 +159,20 @@ class Sessions:
         for session_id in deleted:
             await self._check_free(call.namespace, session_id)
         for session_id in deleted:
-            outcome = await self._artifacts.delete_session(call.namespace, session_id)
-            self._house.circuits.forget(call.namespace, session_id)
-            if isinstance(outcome, Committed):
-                self._house.ledger.forget(call.namespace, session_id)
+            outcome = await whole(self._delete(call.namespace, session_id))
             if isinstance(outcome, Full):
                 raise StorageFull
             if isinstance(outcome, Lost):
                 await self._check_free(call.namespace, session_id)
                 raise SessionBusy(session_id, "", "SESSION_BUSY")
         return pb.DeleteSessionResponse()
+
+    async def _delete(self, namespace: str, session_id: str) -> Outcome:
+        outcome = await self._artifacts.delete_session(namespace, session_id)
+        self._house.circuits.forget(namespace, session_id)
+        if isinstance(outcome, Committed):
+            self._house.ledger.forget(namespace, session_id)
+        return outcome
 
     async def _and_below(self, namespace: str, session_id: str) -> list[str]:
         """A session and those of the child runs that its runs started, and of theirs: the lowest first."""
@@ -256,6 +260,14 @@ class Sessions:
         body = session.SerializeToString()
         record = Record(namespace, SESSION_KIND, session.id, body, parent=parent, create_time_ns=now_ns)
         return Put(record, expected_version)
+
+    async def _change(self, put: Put, budgeted: Session | None) -> Committed | RequestTaken | RecordChanged:
+        """Write a changed session, and bound its runs by its new budget, if it has one."""
+        outcome = await records.commit(self._log, Change(puts=(put,)))
+        if isinstance(outcome, Committed) and budgeted is not None:
+            runs = self._supervisor.runs()
+            await self._house.ledger.change(self._log.store, put.record.namespace, budgeted, runs)
+        return outcome
 
     async def _create(
         self, namespace: str, session: Session, claim: Claim | None, entries: tuple[Entry, ...] = ()

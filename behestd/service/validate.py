@@ -41,9 +41,7 @@ def within(path: str, kind: type[InvalidRequest] = InvalidRequest) -> Iterator[N
     try:
         yield
     except kind as error:
-        error.violations = tuple((f"{path}.{field}", problem) for field, problem in error.violations)
-        error.metadata["field"] = error.violations[0][0]
-        error.message = f"{path}.{error.message}"
+        error.below(path)
         raise
 
 

@@ -270,8 +270,11 @@ class Catalog:
         if len(tools) > MAX_TOOLS_PER_SERVER:
             raise InvalidRequest("tools", f"{len(tools)} tools exceed the limit of {MAX_TOOLS_PER_SERVER}")
         made: dict[str, Offer] = {}
-        for tool in tools:
-            offer = self._offer(server, tool, bind, stand)
+        for index, tool in enumerate(tools):
+            try:
+                offer = self._offer(server, tool, bind, stand)
+            except InvalidRequest as error:
+                raise error.below(f"tools[{index}]") from None
             if offer.tool.name in made:
                 raise ToolNameTaken(offer.tool.name, server.id)
             self._refuse_taken(offer.tool, [self.snapshot(namespace)])

@@ -23,7 +23,7 @@ from tests.attach.peer import WAIT_SECONDS, Peer, attached, tool
 from tests.attach.scenes import AWAY, GONE, READY, address, call_tool, registration, until
 from tests.daemons import Served, serve
 from tests.runs.scenes import IDEMPOTENT, OPEN, PURE, events_of, kinds, only
-from tests.service.edges import reason
+from tests.service.edges import metadata, reason
 
 MIB = 1024 * 1024
 
@@ -146,23 +146,23 @@ async def test_policies_of_a_registration_count_as_far_as_the_server_keeps_its_k
 
 
 @pytest.mark.parametrize(
-    ("hello", "expected"),
+    ("hello", "expected", "field"),
     [
-        ({"name": "a b"}, "REQUEST_INVALID"),
-        ({"name": ""}, "REQUEST_INVALID"),
-        ({"tools": [tool("has space")]}, "TOOL_NAME_INVALID"),
-        ({"tools": [tool(schema="{")]}, "TOOL_SCHEMA_INVALID"),
-        ({"tools": [tool(), tool()]}, "TOOL_NAME_TAKEN"),
-        ({"tools": [tool("taken")]}, "TOOL_NAME_TAKEN"),
-        ({"name": "dialled"}, "TOOL_SERVER_NAME_TAKEN"),
-        ({"max_concurrent_calls": -1}, "REQUEST_INVALID"),
-        ({"lease_id": "x" * 129}, "REQUEST_TOO_LARGE"),
-        ({"held": {"x" * 129: False}}, "REQUEST_TOO_LARGE"),
-        ({"models": [{"id": "has space", "capabilities": {"chat": True}}]}, "REQUEST_INVALID"),
+        ({"name": "a b"}, "REQUEST_INVALID", "server_name"),
+        ({"name": ""}, "REQUEST_INVALID", "server_name"),
+        ({"tools": [tool("has space")]}, "TOOL_NAME_INVALID", "tools[0].name"),
+        ({"tools": [tool(), tool("bad", schema="{")]}, "TOOL_SCHEMA_INVALID", "tools[1].input_schema_json"),
+        ({"tools": [tool(), tool()]}, "TOOL_NAME_TAKEN", ""),
+        ({"tools": [tool("taken")]}, "TOOL_NAME_TAKEN", ""),
+        ({"name": "dialled"}, "TOOL_SERVER_NAME_TAKEN", ""),
+        ({"max_concurrent_calls": -1}, "REQUEST_INVALID", "max_concurrent_calls"),
+        ({"lease_id": "x" * 129}, "REQUEST_TOO_LARGE", "lease_id"),
+        ({"held": {"x" * 129: False}}, "REQUEST_TOO_LARGE", "held[0].idempotency_key"),
+        ({"models": [{"id": "has space", "capabilities": {"chat": True}}]}, "REQUEST_INVALID", "models[0].id"),
     ],
 )
 async def test_a_hello_that_makes_no_sense_is_refused_and_registers_nothing(
-    served: Served, hello: dict[str, Any], expected: str
+    served: Served, hello: dict[str, Any], expected: str, field: str
 ) -> None:
     dialled = Server(
         name="dialled",
@@ -176,6 +176,7 @@ async def test_a_hello_that_makes_no_sense_is_refused_and_registers_nothing(
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await peer.hello(**hello)
         assert reason(refused.value) == expected
+        assert metadata(refused.value).get("field", "").removeprefix("hello.") == field
         assert [server.name async for server in served.client.servers.list()] == ["dialled", "other"]
 
 

@@ -109,6 +109,11 @@ async def world(target: Target) -> AsyncIterator[World]:
     made = await scene.populate(target.served)
     yield made
     await made.leave()
+    await let_go(target)
+
+
+async def let_go(target: Target) -> None:
+    """Wait until the daemon has let go of every call, in whichever way its client left. It still serves."""
     assert await scene.serves(target.served)
     admission = target.served.daemon.edge.admission
     await until(lambda: not any(admission.statistics().in_flight.values()))
@@ -130,8 +135,12 @@ async def throw(target: Target, name: str, sent: Sequence[bytes], *, leaves: boo
     response = message_factory.GetMessageClass(method.output_type)
     for frame in answer.frames:
         response.FromString(frame)
-    if answer.is_refusal:
+    if answer.is_refusal and not answer.frames:
+        # A stream that was answered was taken, whatever it was refused for later on.
         assert target.picture.take() == before, f"something was recorded of a request that was refused: {answer}"
+    if answer.code is None:
+        # What the call began may be on its way to the store yet.
+        await let_go(target)
     return answer
 
 
